@@ -1,0 +1,65 @@
+"""The one exception tree. Every message names the place and, where there is one, the fix.
+
+    VdcmError
+    ├── DeclarationError    a device model declares something impossible (raised when the class is made)
+    ├── DefinitionError     a definition file is wrong; carries file, line and column
+    ├── StateError          a call at the wrong time; names the state it was in and the one it needs
+    ├── PrerequisiteError   the machine lacks something; names the command that provides it
+    ├── TransportError      a socket or a client failed
+    │   └── ProtocolError   the peer broke the vfio-user protocol, or refused a request
+    ├── DmaError            guest memory cannot be reached; names PASID, address and length
+    └── ControlError        a control request was refused
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class VdcmError(Exception):
+    """Base of all errors that vdcm raises on purpose."""
+
+
+class DeclarationError(VdcmError):
+    """A device model declares registers, capabilities, BARs or handlers that cannot be."""
+
+
+class DefinitionError(VdcmError):
+    """A definition file is wrong at ``file:line:column`` (both counted from 1)."""
+
+    def __init__(self, message: str, file: Path | str, line: int, column: int = 1) -> None:
+        super().__init__(f"{file}:{line}: {message}")
+        self.file = Path(file)
+        self.line = line
+        self.column = column
+
+
+class StateError(VdcmError):
+    """An operation was asked for in a state that does not allow it."""
+
+
+class PrerequisiteError(VdcmError):
+    """The machine lacks something that is needed; the message says how to get it."""
+
+
+class TransportError(VdcmError):
+    """A socket could not be served, or a connection failed."""
+
+
+class ProtocolError(TransportError):
+    """The peer broke the vfio-user protocol, or answered a request with an error.
+
+    ``errno`` is the error number of the peer's reply, 0 if there was none.
+    """
+
+    def __init__(self, message: str, errno: int = 0) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+
+class DmaError(VdcmError):
+    """An access to guest memory failed; it costs the device that tried it, nobody else."""
+
+
+class ControlError(VdcmError):
+    """A request over the control socket was refused."""
