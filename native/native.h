@@ -1,0 +1,118 @@
+/*
+ * Everything the C part offers, said once: the C files include this header, and build_binding.py
+ * hands the part between the two cffi marks to cffi.
+ *
+ *   session.c  one libvfio-user context for one connected client, and its message loop
+ *   guard.c    looks at each message before libvfio-user may read it
+ *   aspace.c   the guest memory that the client has mapped for DMA
+ *
+ * Errors are negative errno values. Nothing here knows a device model.
+ */
+#ifndef VDCM_NATIVE_H
+#define VDCM_NATIVE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* cffi: begin */
+
+/* ---- aspace.c: I/O virtual address -> memory of the guest ---------------------------------- */
+
+typedef struct vdcm_aspace vdcm_aspace;
+
+/* Limits that keep one hostile client from using up the process's address space. */
+enum { VDCM_ASPACE_MAX_RANGES = 512 };
+
+typedef struct {
+    uint64_t iova;
+    uint64_t size;
+    bool mapped;   /* false: announced without memory that could be shared */
+    bool readable; /* by the device */
+    bool writable;
+} vdcm_range;
+
+vdcm_aspace *vdcm_aspace_new(void);
+void vdcm_aspace_free(vdcm_aspace *as);
+/* fd may be -1. The descriptor is not kept. -EEXIST on overlap, -ENOSPC beyond the limits. */
+int vdcm_aspace_map(vdcm_aspace *as, uint64_t iova, uint64_t size, int fd, uint64_t offset,
+                    bool readable, bool writable);
+/* Removes all ranges inside [iova, iova+size); -EINVAL if one is cut, -ENOENT if there is none. */
+int vdcm_aspace_unmap(vdcm_aspace *as, uint64_t iova, uint64_t size);
+void vdcm_aspace_unmap_all(vdcm_aspace *as);
+size_t vdcm_aspace_ranges(const vdcm_aspace *as, vdcm_range *out, size_t max);
+/*
+ * Copies `length` bytes between the guest at `iova` and `buffer`. Either all of it is done, or an
+ * error says why not and *fault is the first address that could not be reached:
+ * -EFAULT not mapped, -ENXIO announced but not shared, -EACCES not permitted, -EIO the file
+ * behind the mapping shrank. With -EIO a part may have been written.
+ */
+int vdcm_aspace_read(vdcm_aspace *as, uint64_t iova, void *buffer, uint64_t length,
+                     uint64_t *fault);
+int vdcm_aspace_write(vdcm_aspace *as, uint64_t iova, const void *buffer, uint64_t length,
+                      uint64_t *fault);
+
+/* ---- session.c: one connected client --------------------------------------------------------- */
+
+typedef struct vdcm_session vdcm_session;
+
+typedef struct {
+    uint64_t offset; /* in the region, page aligned */
+    uint64_t size;   /* page aligned */
+} vdcm_area;
+
+/* What a client did with its eventfds; see vdcm_on_irqs(). */
+enum { VDCM_IRQ_BOUND, VDCM_IRQ_UNBOUND, VDCM_IRQ_MASKED, VDCM_IRQ_UNMASKED };
+
+enum {
+    VDCM_MAX_AREAS = 16,
+    VDCM_MAX_TRANSFER = 65536, /* bytes of one region access */
+    VDCM_MAX_MESSAGE = 65536 + 64,
+    VDCM_MAX_FDS = 16
+};
+
+/*
+ * `owner` is handed to every callback. `directory` is a private folder (mode 0700) in which a
+ * socket exists for the length of vdcm_session_attach().
+ */
+vdcm_session *vdcm_session_new(void *owner, const char *directory, int log_level);
+void vdcm_session_free(vdcm_session *s);
+/* VFIO region index, size in bytes; fd -1 or the memfd behind the mappable areas. Not kept. */
+int vdcm_session_region(vdcm_session *s, int index, uint64_t size, bool memory, int fd,
+                        const vdcm_area *areas, uint32_t n_areas);
+/* VFIO interrupt index: 0 INTx, 1 MSI, 2 MSI-X. */
+int vdcm_session_vectors(vdcm_session *s, int index, uint32_t count);
+/*
+ * Hands the connection `fd` over to libvfio-user. `version` is a whole VERSION message that the
+ * caller has checked; the answer is the caller's to send. The descriptor stays the caller's to
+ * close.
+ */
+int vdcm_session_attach(vdcm_session *s, int fd, const void *version, size_t length);
+/*
+ * Handles up to `budget` messages; when there is none, looks again for `spin_ns` nanoseconds.
+ * Returns the number handled, or -ENOTCONN when the client has gone, -EPROTO when the guard refuses
+ * a message (vdcm_session_reason() says why), another errno when the connection is of no more use.
+ */
+int vdcm_session_run(vdcm_session *s, int budget, uint64_t spin_ns);
+/* A message has begun and its rest is still missing. */
+bool vdcm_session_partial(const vdcm_session *s);
+const char *vdcm_session_reason(const vdcm_session *s);
+vdcm_aspace *vdcm_session_aspace(vdcm_session *s);
+/* 0, or -ENOENT when the client has bound no eventfd to that vector. */
+int vdcm_session_trigger(vdcm_session *s, int index, uint32_t vector);
+
+/* What libvfio-user calls the API generation that this module was built against: 1 or 2. */
+int vdcm_libvfio_user_generation(void);
+
+/* cffi: end */
+
+/* Callbacks, written in Python (transport.py). They return 0 or an errno value. */
+int vdcm_on_read(void *owner, int region, uint64_t offset, int width, uint64_t *value);
+int vdcm_on_write(void *owner, int region, uint64_t offset, int width, uint64_t value);
+int vdcm_on_reset(void *owner);
+void vdcm_on_dma(void *owner, bool mapped, uint64_t iova, uint64_t size, bool shared);
+/* action: VDCM_IRQ_... */
+void vdcm_on_irqs(void *owner, int index, int action, uint32_t start, uint32_t count);
+void vdcm_on_log(void *owner, int level, const char *message);
+
+#endif
