@@ -19,7 +19,7 @@ def declarations(header: str) -> tuple[str, str]:
     """The C declarations and, apart from them, the callbacks that Python implements."""
     _, _, rest = header.partition("/* cffi: begin */")
     shared, _, rest = rest.partition("/* cffi: end */")
-    callbacks = re.findall(r"^(?:int|void) vdcm_on_\w+\(.*?\);", rest, re.DOTALL | re.MULTILINE)
+    callbacks = re.findall(r"^int vdcm_on_\w+\(.*?\);", rest, re.DOTALL | re.MULTILINE)
     return shared, "\n".join(callbacks)
 
 

@@ -110,9 +110,9 @@ int vdcm_libvfio_user_generation(void);
 int vdcm_on_read(void *owner, int region, uint64_t offset, int width, uint64_t *value);
 int vdcm_on_write(void *owner, int region, uint64_t offset, int width, uint64_t value);
 int vdcm_on_reset(void *owner);
-void vdcm_on_dma(void *owner, bool mapped, uint64_t iova, uint64_t size, bool shared);
+int vdcm_on_dma(void *owner, bool mapped, uint64_t iova, uint64_t size, bool shared);
 /* action: VDCM_IRQ_... */
-void vdcm_on_irqs(void *owner, int index, int action, uint32_t start, uint32_t count);
-void vdcm_on_log(void *owner, int level, const char *message);
+int vdcm_on_irqs(void *owner, int index, int action, uint32_t start, uint32_t count);
+int vdcm_on_log(void *owner, int level, const char *message);
 
 #endif

@@ -153,7 +153,7 @@ static void on_log(vfu_ctx_t *ctx, int level, const char *message)
 {
     vdcm_session *s = vfu_get_private(ctx);
 
-    vdcm_on_log(s->owner, level, message);
+    (void)vdcm_on_log(s->owner, level, message);
 }
 
 /* ---- life ------------------------------------------------------------------------------------ */
@@ -531,7 +531,7 @@ static int dma_map(vdcm_session *s, struct message *message)
     error = vdcm_aspace_map(s->aspace, map.iova, map.size, fd, map.offset, map.flags & READ,
                             map.flags & WRITE);
     if (error == 0) {
-        vdcm_on_dma(s->owner, true, map.iova, map.size, fd >= 0);
+        (void)vdcm_on_dma(s->owner, true, map.iova, map.size, fd >= 0);
     }
     return answer(s, &message->peek.header, -error, NULL, 0, -1);
 }
@@ -554,7 +554,7 @@ static int dma_unmap(vdcm_session *s, struct message *message)
         error = -EINVAL; /* a dirty bitmap belongs to migration, which is not offered */
     }
     if (error == 0) {
-        vdcm_on_dma(s->owner, false, unmap.iova, unmap.size, false);
+        (void)vdcm_on_dma(s->owner, false, unmap.iova, unmap.size, false);
     }
     unmap.argsz = sizeof(unmap);
     return answer(s, &message->peek.header, -error, &unmap, sizeof(unmap), -1);
@@ -582,7 +582,7 @@ static int bind_eventfds(vdcm_session *s, struct message *message, const struct 
 
     if (message->n_fds == 0) {
         unbind(kind, set->start, set->count);
-        vdcm_on_irqs(s->owner, (int)set->index, VDCM_IRQ_UNBOUND, set->start, set->count);
+        (void)vdcm_on_irqs(s->owner, (int)set->index, VDCM_IRQ_UNBOUND, set->start, set->count);
         return 0;
     }
     if (message->n_fds != set->count) {
@@ -598,7 +598,7 @@ static int bind_eventfds(vdcm_session *s, struct message *message, const struct 
         kind->eventfds[set->start + i] = message->fds[i];
         message->fds[i] = -1;
     }
-    vdcm_on_irqs(s->owner, (int)set->index, VDCM_IRQ_BOUND, set->start, set->count);
+    (void)vdcm_on_irqs(s->owner, (int)set->index, VDCM_IRQ_BOUND, set->start, set->count);
     return 0;
 }
 
@@ -634,7 +634,7 @@ static int set_irqs_checked(vdcm_session *s, struct message *message)
     }
     if (action == VFIO_IRQ_SET_ACTION_TRIGGER && data == VFIO_IRQ_SET_DATA_NONE && set.count == 0) {
         unbind(&s->kinds[set.index], 0, s->kinds[set.index].count); /* "disable this kind" */
-        vdcm_on_irqs(s->owner, (int)set.index, VDCM_IRQ_UNBOUND, 0, s->kinds[set.index].count);
+        (void)vdcm_on_irqs(s->owner, (int)set.index, VDCM_IRQ_UNBOUND, 0, s->kinds[set.index].count);
         return 0;
     }
     if (action != VFIO_IRQ_SET_ACTION_TRIGGER && action != VFIO_IRQ_SET_ACTION_MASK &&
@@ -648,7 +648,7 @@ static int set_irqs_checked(vdcm_session *s, struct message *message)
         if (action == VFIO_IRQ_SET_ACTION_TRIGGER) {
             (void)vdcm_session_trigger(s, (int)set.index, set.start + i);
         } else {
-            vdcm_on_irqs(s->owner, (int)set.index,
+            (void)vdcm_on_irqs(s->owner, (int)set.index,
                          action == VFIO_IRQ_SET_ACTION_MASK ? VDCM_IRQ_MASKED : VDCM_IRQ_UNMASKED,
                          set.start + i, 1);
         }
@@ -730,7 +730,7 @@ int vdcm_session_run(vdcm_session *s, int budget, uint64_t spin_ns)
             char text[160];
 
             snprintf(text, sizeof(text), "command %u refused: %s", peek.header.command, s->reason);
-            vdcm_on_log(s->owner, 4 /* LOG_WARNING */, text);
+            (void)vdcm_on_log(s->owner, 4 /* LOG_WARNING */, text);
             if (discard(s, peek.header.size) < 0) {
                 return -ENOTCONN;
             }
