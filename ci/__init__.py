@@ -1,0 +1,1 @@
+"""Scripts that set up, show and test the project; see ``ci/bootstrap --help``."""
