@@ -225,6 +225,16 @@ def test_dma_requests_between_calls_are_served_when_asked(peer: Peer) -> None:
         assert client.serve_requests() == 0
 
 
+def test_buffers_of_a_lost_connection_close_quietly(peer: Peer) -> None:
+    with Client(peer.path) as client:
+        buffer = client.dma_memory(0, PAGE)
+        peer.hang_up()
+        buffer.close()
+        assert buffer.fd == -1
+        with pytest.raises(TransportError, match="not connected"):
+            client.info()
+
+
 # Interrupts
 
 

@@ -402,8 +402,12 @@ class Client:
 
     def _unmap(self, buffer: DmaBuffer) -> None:
         self._buffers.remove(buffer)
-        if buffer.mapped and self._connection.connected:
-            self.dma_unmap(buffer.iova, buffer.size)
+        try:
+            if buffer.mapped and self._connection.connected:
+                self.dma_unmap(buffer.iova, buffer.size)
+        except TransportError:
+            if self._connection.connected:
+                raise  # else the mapping has gone with the connection
 
 
 def _check_width(width: int) -> None:

@@ -1,0 +1,417 @@
+"""Clients that come, go, die, lie or stay silent: no other VDEV notices."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import STOP_TIME, Server
+from wire_registers import ID, PAGE, Bar, Reg
+
+from vdcm import protocol
+from vdcm.client import Client, Irq
+from vdcm.errors import ProtocolError, TransportError
+from vdcm.protocol import Command, MessageFlags
+
+Serve = Callable[..., Server]
+
+
+def check(client: Client) -> None:
+    """A client gets right answers."""
+    assert client.read(Bar.REGISTERS, Reg.ID, 4) == ID
+    value = time.monotonic_ns()
+    client.write(Bar.REGISTERS, Reg.SCRATCH, 8, value)
+    assert client.read(Bar.REGISTERS, Reg.SCRATCH, 8) == value
+
+
+def raw_connection(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(STOP_TIME)
+    connection.connect(os.fspath(path))
+    return connection
+
+
+def read_reply(connection: socket.socket) -> tuple[protocol.Header, bytes]:
+    data = connection.recv(16, socket.MSG_WAITALL)
+    assert len(data) == 16, "the server closed the connection without an answer"
+    header = protocol.Header.parse(data)
+    size = header.size - 16
+    return header, connection.recv(size, socket.MSG_WAITALL) if size else b""
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """The server has closed; with data left unread that is a reset."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def hello(payload: bytes | None = None) -> bytes:
+    return protocol.message(Command.VERSION, payload or protocol.pack_version({}), 7)
+
+
+def test_client_reads_what_the_server_is(serve: Serve) -> None:
+    with serve().connect() as client:
+        check(client)
+        assert client.version.max_msg_fds == 16
+        assert client.version.max_data_xfer_size == 65536
+        assert client.info().flags == protocol.DeviceFlags.RESET | protocol.DeviceFlags.PCI
+        sizes = {region.index: region.size for region in client.regions if region.size}
+        assert sizes == {0: 4096, 1: 64, 2: 4 * PAGE, 7: 4096}
+        assert [irq.count for irq in client.irqs][:3] == [1, 8, 40]
+
+
+def test_clients_come_one_after_the_other(serve: Serve) -> None:
+    server = serve()
+    for number in range(1, 21):
+        with server.connect() as client:
+            check(client)
+            assert client.read(Bar.REGISTERS, Reg.ATTACHES, 4) == number
+
+
+def test_second_client_of_a_vdev_is_refused_and_the_first_goes_on(serve: Serve) -> None:
+    server = serve()
+    with server.connect() as client:
+        with pytest.raises(ProtocolError, match="busy") as caught:
+            Client(server.paths[0])
+        assert caught.value.errno == errno.EBUSY
+        check(client)
+
+
+def test_many_vdevs_are_served_by_one_process(serve: Serve) -> None:
+    server = serve(count=40)
+    clients = [server.connect(index) for index in range(40)]
+    for number, client in enumerate(clients):
+        client.write(Bar.REGISTERS, Reg.SCRATCH, 4, number)
+    for client in clients[::2]:
+        client.close()
+    for number, client in list(enumerate(clients))[1::2]:
+        assert client.read(Bar.REGISTERS, Reg.SCRATCH, 4) == number
+        client.close()
+
+
+def test_reset_is_told_to_the_device(serve: Serve) -> None:
+    with serve().connect() as client:
+        before = client.read(Bar.REGISTERS, Reg.RESETS, 4)
+        client.reset()
+        assert client.read(Bar.REGISTERS, Reg.RESETS, 4) == before + 1
+
+
+# Clients that do not behave
+
+
+def test_silent_clients_are_given_up_and_disturb_nobody(serve: Serve) -> None:
+    server = serve(patience=0.3)
+    with server.connect(1) as other:
+        silent = [raw_connection(server.paths[0]) for _ in range(4)]
+        check(other)
+        with server.connect(0) as client:  # the VDEV itself is still to be had
+            check(client)
+        for connection in silent:
+            assert is_closed(connection)
+            connection.close()
+        check(other)
+    assert "said no hello" in server.log
+
+
+@pytest.mark.parametrize("length", [1, 15, 16, 20, 30])
+def test_half_a_hello_is_given_up(serve: Serve, length: int) -> None:
+    server = serve(patience=0.3)
+    with server.connect(1) as other, raw_connection(server.paths[0]) as connection:
+        connection.sendall(hello()[:length])
+        check(other)
+        assert is_closed(connection)
+        with server.connect(0) as client:
+            check(client)
+        check(other)
+
+
+@pytest.mark.parametrize("length", [1, 15, 16, 31, 32, 35])
+def test_half_a_message_is_given_up(serve: Serve, length: int) -> None:
+    server = serve(patience=0.3)
+    write = protocol.REGION_ACCESS.pack(Reg.SCRATCH, Bar.REGISTERS, 4) + bytes(4)
+    with server.connect(1) as other, raw_connection(server.paths[0]) as connection:
+        connection.sendall(hello())
+        header, _ = read_reply(connection)
+        assert not header.is_error
+        connection.sendall(protocol.message(Command.REGION_WRITE, write, 1)[:length])
+        check(other)
+        assert is_closed(connection)
+        with server.connect(0) as client:
+            check(client)
+        check(other)
+    assert "the rest of a message did not come" in server.log
+
+
+def test_message_in_slow_pieces_is_served(serve: Serve) -> None:
+    server = serve()
+    read = protocol.message(
+        Command.REGION_READ, protocol.REGION_ACCESS.pack(Reg.ID, Bar.REGISTERS, 4), 9
+    )
+    with server.connect(1) as other, raw_connection(server.paths[0]) as connection:
+        for byte in hello():
+            connection.send(bytes([byte]))
+        assert not read_reply(connection)[0].is_error
+        for byte in read:
+            connection.send(bytes([byte]))
+            check(other)
+        header, payload = read_reply(connection)
+        assert header == (9, Command.REGION_READ, 36, MessageFlags.REPLY, 0)
+        assert int.from_bytes(payload[16:], "little") == ID
+
+
+@pytest.mark.parametrize(
+    ("message", "fault"),
+    [
+        (hello(protocol.pack_version({}, major=1)), "we speak 0.1"),
+        (hello(protocol.pack_version({}, major=0xFFFF, minor=0xFFFF)), "we speak 0.1"),
+        (hello(protocol.VERSION.pack(0, 1) + b"{"), "NUL"),
+        (hello(protocol.VERSION.pack(0, 1) + b"{\0"), "not valid JSON"),
+        (hello(b"\0\0"), "too short"),
+        (hello(protocol.VERSION.pack(0, 1) + b"[" * 3000 + b"\0"), "JSON"),
+        (hello(protocol.pack_version({"max_msg_fds": -1})), "out of range"),
+        (protocol.message(Command.DEVICE_RESET), "not VERSION"),
+        (protocol.message(Command.VERSION, b"", 0, MessageFlags.REPLY), "not VERSION"),
+        (protocol.HEADER.pack(1, Command.VERSION, 5, 0, 0), "less than the header's own"),
+        (protocol.HEADER.pack(1, Command.VERSION, 1 << 31, 0, 0), "bytes long"),
+        (b"GET / HTTP/1.1\r\n\r\n", "not VERSION"),
+    ],
+)
+def test_wrong_hello_is_answered_with_an_error(serve: Serve, message: bytes, fault: str) -> None:
+    server = serve()
+    with server.connect(1) as other:
+        with raw_connection(server.paths[0]) as connection:
+            connection.sendall(message)
+            header, _ = read_reply(connection)
+            assert header.is_reply
+            assert header.is_error
+            assert header.error == errno.EINVAL
+            assert is_closed(connection)
+        check(other)
+        with server.connect(0) as client:
+            check(client)
+    assert fault in server.log
+
+
+def test_later_minor_version_is_answered_with_ours(serve: Serve) -> None:
+    server = serve()
+    with raw_connection(server.paths[0]) as connection:
+        connection.sendall(hello(protocol.pack_version({}, minor=9)))
+        header, payload = read_reply(connection)
+        assert not header.is_error
+        assert protocol.parse_version(payload).minor == protocol.MINOR
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        protocol.HEADER.pack(1, Command.REGION_READ, 8, 0, 0),
+        protocol.HEADER.pack(1, Command.REGION_WRITE, 0xFFFFFFFF, 0, 0),
+        protocol.message(Command.REGION_READ, b"", 1, MessageFlags.REPLY),
+        protocol.message(Command.REGION_READ, b"", 1, 0xF),
+    ],
+)
+def test_broken_stream_ends_the_connection_only(serve: Serve, message: bytes) -> None:
+    server = serve()
+    with server.connect(1) as other:
+        with raw_connection(server.paths[0]) as connection:
+            connection.sendall(hello())
+            read_reply(connection)
+            connection.sendall(message)
+            assert is_closed(connection)
+        check(other)
+        with server.connect(0) as client:
+            check(client)
+
+
+@pytest.mark.parametrize(
+    ("command", "payload", "error"),
+    [
+        (Command.DEVICE_GET_INFO, bytes(4), errno.EINVAL),
+        (Command.DEVICE_GET_REGION_INFO, bytes(31), errno.EINVAL),
+        (Command.DEVICE_GET_REGION_INFO, protocol.REGION_INFO.pack(32, 0, 99, 0, 0, 0), 22),
+        (Command.DEVICE_GET_IRQ_INFO, protocol.IRQ_INFO.pack(16, 0, 99, 0), errno.EINVAL),
+        (Command.REGION_READ, bytes(15), errno.EINVAL),
+        (Command.REGION_READ, protocol.REGION_ACCESS.pack(0, 0, 65537), errno.EINVAL),
+        (Command.REGION_READ, protocol.REGION_ACCESS.pack(4094, 0, 4), errno.EINVAL),
+        (Command.REGION_READ, protocol.REGION_ACCESS.pack((1 << 64) - 1, 0, 4), errno.EINVAL),
+        (Command.REGION_READ, protocol.REGION_ACCESS.pack(0, 77, 4), errno.EINVAL),
+        (Command.REGION_WRITE, protocol.REGION_ACCESS.pack(0, 0, 4) + b"abc", errno.EINVAL),
+        (Command.DMA_MAP, bytes(31), errno.EINVAL),
+        (Command.DMA_UNMAP, bytes(23), errno.EINVAL),
+        (Command.DEVICE_SET_IRQS, bytes(19), errno.EINVAL),
+        (Command.DEVICE_GET_REGION_IO_FDS, protocol.REGION_IO_FDS.pack(16, 0, 0, 0), 95),
+        (Command.DIRTY_PAGES, protocol.DIRTY_PAGES.pack(8, 1), errno.EOPNOTSUPP),
+        (Command.REGION_WRITE_MULTI, bytes(8), errno.EOPNOTSUPP),
+        (Command.DEVICE_FEATURE, protocol.DEVICE_FEATURE.pack(8, 1 << 16 | 1), 95),
+        (Command.DMA_READ, protocol.DMA_ACCESS.pack(0, 4), errno.EOPNOTSUPP),
+        (Command.VERSION, protocol.pack_version({}), errno.EOPNOTSUPP),
+        (99, b"", errno.EOPNOTSUPP),
+        (0, b"", errno.EOPNOTSUPP),
+    ],
+)
+def test_wrong_request_gets_an_error_and_the_connection_goes_on(
+    serve: Serve, command: int, payload: bytes, error: int
+) -> None:
+    with serve().connect() as client:
+        with pytest.raises(ProtocolError) as caught:
+            client.call(command, payload)
+        assert caught.value.errno == error
+        check(client)
+
+
+def test_client_that_reads_no_answers_is_disconnected(serve: Serve) -> None:
+    server = serve()
+    read = protocol.message(Command.REGION_READ, protocol.REGION_ACCESS.pack(0, 0, 4096), 9)
+    with server.connect(1) as other, raw_connection(server.paths[0]) as connection:
+        connection.sendall(hello())
+        read_reply(connection)
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            for _ in range(100_000):
+                connection.sendall(read * 8)
+        check(other)
+    assert "does not read its answers" in server.log
+
+
+def test_device_model_that_fails_costs_an_error_reply(serve: Serve) -> None:
+    server = serve()
+    with server.connect() as client:
+        for fault in (1, 2):
+            with pytest.raises(ProtocolError) as caught:
+                client.write(Bar.REGISTERS, Reg.FAULT, 4, fault)
+            assert caught.value.errno == errno.EIO
+        check(client)
+    assert "vdev0: the device model failed" in server.log
+    assert "RuntimeError: a bug of the device model, as ordered" in server.log
+    assert "vdev0: an error of the device model, as ordered" in server.log
+
+
+# Death
+
+
+CLIENT_PROGRAM = """
+import sys
+from vdcm.client import Client, Irq
+client = Client(sys.argv[1], timeout=60)
+buffer = client.dma_memory(0x10000, 65536)
+client.irq_enable(Irq.MSIX)
+print("ready", flush=True)
+while True:
+    client.read(0, 0, 4)
+    client.write(0, 0x34, 4, int(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("milliseconds", [0, 100])
+def test_killed_client_leaves_nothing_behind(serve: Serve, milliseconds: int) -> None:
+    server = serve()
+    with server.connect(1) as other:
+        for _ in range(5):
+            client = subprocess.Popen(
+                [sys.executable, "-c", CLIENT_PROGRAM, str(server.paths[0]), str(milliseconds)],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            assert client.stdout is not None
+            assert client.stdout.readline() == "ready\n"
+            check(other)
+            client.kill()
+            client.wait()
+            client.stdout.close()
+            check(other)
+            with server.connect(0) as successor:
+                check(successor)
+                assert successor.read(Bar.REGISTERS, Reg.RANGES, 4) == 0
+                successor.write(Bar.REGISTERS, Reg.TRIGGER, 4, Irq.MSIX << 16)
+                assert successor.read(Bar.REGISTERS, Reg.RESULT, 4) == 0
+        check(other)
+
+
+def test_killed_server_ends_an_access_at_once(serve: Serve) -> None:
+    server = serve()
+    with server.connect(timeout=60) as client:
+        killer = threading.Timer(0.3, server.kill)
+        killer.start()
+        begin = time.monotonic()
+        with pytest.raises(TransportError, match="connection lost"):
+            client.write(Bar.REGISTERS, Reg.SLEEP, 4, 30_000)
+        killer.join()
+        assert time.monotonic() - begin < 30
+        with pytest.raises(TransportError, match="not connected"):
+            client.read(Bar.REGISTERS, Reg.ID, 4)
+
+
+def test_server_takes_the_place_of_a_killed_one(serve: Serve) -> None:
+    server = serve()
+    server.kill()
+    assert server.paths[0].exists()
+    with pytest.raises(TransportError, match="nobody listens"):
+        Client(server.paths[0])
+    server.restart()
+    assert "removed the socket of a server that is gone" in server.log
+    with server.connect() as client:
+        check(client)
+
+
+def test_sigterm_with_clients_connected_is_clean(serve: Serve) -> None:
+    server = serve()
+    with server.connect(0) as first, server.connect(1) as second:
+        check(first)
+        buffer = first.dma_memory(0, PAGE)
+        first.irq_enable(Irq.MSIX)
+        server.stop()
+        with pytest.raises(TransportError):
+            check(second)
+        buffer.close()
+
+
+# The socket's file
+
+
+def test_socket_is_for_its_owner_only(serve: Serve) -> None:
+    mode = serve().paths[0].stat().st_mode
+    assert stat.S_ISSOCK(mode)
+    assert stat.S_IMODE(mode) == 0o600
+
+
+def start_a_second(server: Server) -> subprocess.CompletedProcess[str]:
+    main = Path(__file__).parent / "server_main.py"
+    return subprocess.run(
+        [sys.executable, str(main), str(server.paths[0].parent), "1"],
+        capture_output=True,
+        text=True,
+        timeout=STOP_TIME,
+        check=False,
+    )
+
+
+def test_live_socket_is_refused(serve: Serve) -> None:
+    server = serve()
+    with server.connect() as client:
+        second = start_a_second(server)
+        assert second.returncode == 1
+        assert "is being served by another process" in second.stderr
+        check(client)
+    with server.connect() as client:
+        check(client)
+
+
+def test_file_in_the_sockets_place_is_kept(serve: Serve, tmp_path: Path) -> None:
+    server = serve()
+    server.kill()
+    server.paths[0].unlink()
+    server.paths[0].write_text("precious")
+    second = start_a_second(server)
+    assert second.returncode == 1
+    assert "is not a socket" in second.stderr
+    assert (tmp_path / "vdev0.sock").read_text() == "precious"
