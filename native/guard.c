@@ -64,11 +64,15 @@ enum vdcm_verdict vdcm_guard_check(const union vdcm_peek *peek, int *error, cons
         }
         return VDCM_OURS;
     case VDCM_GET_INFO: /* argsz, flags, regions, interrupts */
-    case VDCM_GET_IRQ_INFO: /* argsz, flags, index, count */
         if (too_short(peek, 16)) {
-            return reject(EINVAL, "an information request is too short", error, reason);
+            return reject(EINVAL, "GET_INFO is too short", error, reason);
         }
         return VDCM_PASS;
+    case VDCM_GET_IRQ_INFO: /* argsz, flags, index, count */
+        if (too_short(peek, 16)) {
+            return reject(EINVAL, "GET_IRQ_INFO is too short", error, reason);
+        }
+        return VDCM_OURS;
     case VDCM_REGION_READ: /* offset (8), region, count */
         if (payload < 16) {
             return reject(EINVAL, "REGION_READ is too short", error, reason);

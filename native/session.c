@@ -9,8 +9,8 @@
  *
  * Messages that carry descriptors in either direction are answered here and not by libvfio-user:
  * GET_REGION_INFO (stock QEMU takes one descriptor per region, libvfio-user sends one per area),
- * DMA_MAP, DMA_UNMAP (libvfio-user of 2022 holds 16 ranges) and SET_IRQS (it keeps one table of
- * eventfds for all kinds of interrupt).
+ * DMA_MAP, DMA_UNMAP (libvfio-user of 2022 holds 16 ranges), SET_IRQS (it keeps one table of
+ * eventfds for all kinds of interrupt) and with it GET_IRQ_INFO.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -656,6 +656,27 @@ static int set_irqs_checked(vdcm_session *s, struct message *message)
     return 0;
 }
 
+/* libvfio-user leaves the flags out that say which interrupts can be masked. */
+static int irq_info(vdcm_session *s, struct message *message)
+{
+    struct vfio_irq_info info;
+
+    memcpy(&info, PAYLOAD(message), sizeof(info));
+    if (info.index >= VFIO_PCI_NUM_IRQS) {
+        return answer(s, &message->peek.header, EINVAL, NULL, 0, -1);
+    }
+    info.argsz = sizeof(info);
+    info.count = info.index < KINDS ? s->kinds[info.index].count : 0;
+    info.flags = VFIO_IRQ_INFO_EVENTFD;
+    if (info.index < KINDS) {
+        info.flags |= VFIO_IRQ_INFO_MASKABLE;
+    }
+    if (info.index == VFIO_PCI_INTX_IRQ_INDEX) {
+        info.flags |= VFIO_IRQ_INFO_AUTOMASKED;
+    }
+    return answer(s, &message->peek.header, 0, &info, sizeof(info), -1);
+}
+
 static int handle_ours(vdcm_session *s, uint32_t size)
 {
     struct message message;
@@ -673,6 +694,9 @@ static int handle_ours(vdcm_session *s, uint32_t size)
         switch (message.peek.header.command) {
         case VDCM_GET_REGION_INFO:
             error = region_info(s, &message);
+            break;
+        case VDCM_GET_IRQ_INFO:
+            error = irq_info(s, &message);
             break;
         case VDCM_DMA_MAP:
             error = dma_map(s, &message);

@@ -1,0 +1,103 @@
+"""Properties of a device model: what a definition file and the host side may set.
+
+    class Card(Vdev):
+        inputs = Property(0, maximum=0xFFFF, doc="Levels of inputs 0 to 15.")
+
+        def on_set_inputs(self, value: int) -> None: ...    # after the value is in place
+
+One declaration gives the key in the definition file, its check, ``vdcm set`` and ``vdcm show``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Generic, Self, TypeVar, overload
+
+from vdcm.errors import VdcmError
+
+Value = TypeVar("Value", int, str, bool)
+
+
+class PropertyError(VdcmError, ValueError):
+    """A value that a property does not take, or a property that there is not."""
+
+
+class Property(Generic[Value]):
+    """A named value of a device. Its type is the default's: int, str or bool.
+
+    ``minimum`` and ``maximum`` bound an int. ``live`` says whether the host may set it while the
+    device is being served. Setting raises PropertyError for a wrong type or range.
+    """
+
+    def __init__(
+        self,
+        default: Value,
+        *,
+        minimum: int = 0,
+        maximum: int | None = None,
+        live: bool = True,
+        doc: str = "",
+    ) -> None:
+        self.default = default
+        self.minimum = minimum
+        self.maximum = maximum
+        self.live = live
+        self.doc = doc
+        self.name = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> Value: ...
+    def __get__(self, instance: object | None, owner: type) -> Self | Value:
+        if instance is None:
+            return self
+        value: Value = instance.__dict__.get(self.name, self.default)
+        return value
+
+    def __set__(self, instance: object, value: Value) -> None:
+        self.check(value)
+        instance.__dict__[self.name] = value
+        handler = getattr(instance, f"on_set_{self.name}", None)
+        if handler is not None:
+            handler(value)
+
+    def check(self, value: object) -> None:
+        """Raise PropertyError unless ``value`` could be set."""
+        kind = type(self.default)
+        if type(value) is not kind:
+            raise PropertyError(f"{self.name} takes {_WORDS[kind]}, not {value!r}")
+        if isinstance(value, int) and not isinstance(value, bool):
+            if value < self.minimum or (self.maximum is not None and value > self.maximum):
+                upper = "" if self.maximum is None else f" to {self.maximum:#x}"
+                raise PropertyError(f"{self.name} takes {self.minimum:#x}{upper}, not {value:#x}")
+
+    def parse(self, text: str) -> Value:
+        """The value that ``text`` of a command line stands for; ints in any Python notation."""
+        kind = type(self.default)
+        value: object = text
+        if kind is bool:
+            value = {"true": True, "on": True, "false": False, "off": False}.get(text.lower(), text)
+        elif kind is int:
+            try:
+                value = int(text, 0)
+            except ValueError:
+                value = text
+        self.check(value)
+        return value  # type: ignore[return-value]  # check() has made sure
+
+
+_WORDS = {int: "a whole number", str: "text", bool: "true or false"}
+
+
+def properties_of(owner: type) -> Mapping[str, Property[Any]]:
+    """All properties of a class, its bases' included, by name."""
+    return {
+        name: value
+        for base in reversed(owner.__mro__)
+        for name, value in vars(base).items()
+        if isinstance(value, Property)
+    }
