@@ -1,0 +1,274 @@
+"""The guest's whole file system: an initramfs with busybox, kernel modules and a few tools.
+
+Built here rather than by initramfs-tools, which needs root, an installed kernel and half a
+minute. The format is cpio's "newc" (Linux, Documentation/driver-api/early-userspace/
+buffer-format.rst), uncompressed: the guest's emulated CPU unpacks slower than it copies.
+"""
+
+from __future__ import annotations
+
+import lzma
+import os
+import re
+import shutil
+import stat
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from vdcm.environment import Environment
+from vdcm.errors import PrerequisiteError
+
+INIT = Path(__file__).with_name("init.sh")
+DEFAULT_MODULES = ("gpio-pci-idio-16", "nvme", "uio_pci_generic", "vfio-pci")
+DEFAULT_TOOLS = ("lspci", "setpci", "gpiodetect", "gpioget", "gpioinfo", "gpiomon", "gpioset")
+_LOADER = "ld-linux-x86-64.so.2"
+_LIBRARIES = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")
+
+
+class CpioWriter:
+    """Entries of a cpio archive in "newc" format, in memory. Paths are relative, without "./"."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._names: set[str] = set()
+        self._inode = 0
+
+    def file(self, path: str, content: bytes, mode: int = 0o644) -> None:
+        """A regular file; its folders are made."""
+        self._entry(path, stat.S_IFREG | mode, content)
+
+    def link(self, path: str, target: str) -> None:
+        """A symbolic link."""
+        self._entry(path, stat.S_IFLNK | 0o777, target.encode())
+
+    def folder(self, path: str, mode: int = 0o755) -> None:
+        """A folder; one that exists already stays as it is."""
+        if path not in self._names:
+            self._entry(path, stat.S_IFDIR | mode, b"")
+
+    def device(self, path: str, major: int, minor: int, mode: int = 0o600) -> None:
+        """A character device."""
+        self._entry(path, stat.S_IFCHR | mode, b"", (major, minor))
+
+    def archive(self) -> bytes:
+        """The whole archive with its trailer."""
+        return b"".join([*self._parts, _header("TRAILER!!!", 0, 0, 0, (0, 0))])
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._names
+
+    def _entry(
+        self, path: str, mode: int, content: bytes, device: tuple[int, int] = (0, 0)
+    ) -> None:
+        pure = PurePosixPath(path)
+        if pure.is_absolute() or ".." in pure.parts or str(pure) != path or path == ".":
+            raise ValueError(f"{path!r} is no plain relative path")
+        if path in self._names:
+            raise ValueError(f"{path!r} is in the archive already")
+        if len(pure.parts) > 1:
+            self.folder(str(pure.parent))
+        self._names.add(path)
+        self._inode += 1
+        self._parts += [
+            _header(path, self._inode, mode, len(content), device),
+            content,
+            _padding(len(content)),
+        ]
+
+
+def _header(name: str, inode: int, mode: int, size: int, device: tuple[int, int]) -> bytes:
+    raw = name.encode() + b"\0"
+    # ino mode uid gid nlink mtime filesize devmajor devminor rdevmajor rdevminor namesize check
+    fields = (inode, mode, 0, 0, 1, 0, size, 0, 0, *device, len(raw), 0)
+    header = b"070701" + b"".join(b"%08x" % value for value in fields) + raw
+    return header + _padding(len(header))
+
+
+def _padding(size: int) -> bytes:
+    return bytes(-size % 4)
+
+
+@dataclass
+class Modules:
+    """The kernel modules below ``folder`` (``lib/modules/<release>``).
+
+    The packages carry no ``modules.dep`` (depmod makes it on installation), so dependencies and
+    aliases are read from the modules' own ``.modinfo`` strings.
+    """
+
+    folder: Path
+    _paths: dict[str, Path] = field(init=False)
+    _builtin: set[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._paths = {_module_name(path.name): path for path in self.folder.rglob("*.ko*")}
+        listed = self.folder / "modules.builtin"
+        names = listed.read_text().split() if listed.exists() else []
+        self._builtin = {_module_name(PurePosixPath(name).name) for name in names}
+
+    def closure(self, wanted: Iterable[str]) -> dict[str, tuple[bytes, list[str]]]:
+        """The modules and all they depend on: name to content (decompressed) and dependencies.
+
+        What is built into the kernel is left out. Raises PrerequisiteError for an unknown module.
+        """
+        found: dict[str, tuple[bytes, list[str]]] = {}
+        pending = [_module_name(name) for name in wanted]
+        while pending:
+            name = pending.pop()
+            if name in found or name in self._builtin:
+                continue
+            if name not in self._paths:
+                raise PrerequisiteError(
+                    f"the kernel in {self.folder} has no module {name}: it must be the "
+                    "distribution's standard kernel; run ci/bootstrap --update"
+                )
+            content = _decompressed(self._paths[name])
+            depends = [part for value in modinfo(content, "depends") for part in value.split(",")]
+            # softdep: "pre: a b post: c"; what it names may be absent.
+            words = " ".join(modinfo(content, "softdep")).split()
+            soft = [word for word in words if not word.endswith(":")]
+            needed = [_module_name(part) for part in depends if part]
+            found[name] = content, [part for part in needed if part not in self._builtin]
+            pending += needed
+            pending += [part for part in map(_module_name, soft) if part in self._paths]
+        return found
+
+
+def modinfo(module: bytes, key: str) -> list[str]:
+    """The values of one key among a module's ``key=value`` strings (Linux, MODULE_INFO)."""
+    pattern = rb"(?:^|\0)" + re.escape(key.encode()) + rb"=([^\0]*)(?=\0)"
+    return [value.decode() for value in re.findall(pattern, module)]
+
+
+def _module_name(name: str) -> str:
+    return re.sub(r"\.ko(\.\w+)?$", "", name).replace("-", "_")
+
+
+def _decompressed(path: Path) -> bytes:
+    if path.suffix == ".xz":
+        return lzma.decompress(path.read_bytes())
+    if path.suffix == ".zst":
+        if not shutil.which("zstd"):
+            raise PrerequisiteError("the kernel's modules are compressed: apt-get install zstd")
+        return subprocess.run(["zstd", "-dc", path], capture_output=True, check=True).stdout
+    return path.read_bytes()
+
+
+def build_initramfs(
+    environment: Environment,
+    *,
+    modules: Iterable[str] = DEFAULT_MODULES,
+    tools: Iterable[str] = DEFAULT_TOOLS,
+    files: Mapping[str, bytes | Path] | None = None,
+) -> bytes:
+    """The initramfs with the kernel's ``modules`` (and their closure), ``tools`` of the guest
+    root (with their libraries) and more ``files`` (guest path without leading "/" to content;
+    executable when the host's file is).
+
+    Raises PrerequisiteError when something is not where the environment says.
+    """
+    cpio = CpioWriter()
+    for folder in ("dev", "proc", "run", "sys", "tmp", "usr"):
+        cpio.folder(folder)
+    # Before devtmpfs is mounted init has only these.
+    cpio.device("dev/console", 5, 1)
+    cpio.file("init", INIT.read_bytes(), 0o755)
+    root = environment.guest_root
+    _add_busybox(cpio, root, skip=set(tools))
+    _add_tools(cpio, root, tools)
+    ids = root / "usr/share/misc/pci.ids"
+    if ids.exists():
+        cpio.file("usr/share/misc/pci.ids", ids.read_bytes())
+    _add_modules(cpio, environment, modules)
+    for path, content in (files or {}).items():
+        if isinstance(content, Path):
+            executable = os.access(content, os.X_OK)
+            cpio.file(path, content.read_bytes(), 0o755 if executable else 0o644)
+        else:
+            cpio.file(path, content)
+    return cpio.archive()
+
+
+def _add_busybox(cpio: CpioWriter, root: Path, skip: set[str]) -> None:
+    busybox = _find(root, "busybox")
+    cpio.file("bin/busybox", busybox.read_bytes(), 0o755)
+    listed = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True)
+    for applet in listed.stdout.split():
+        if applet not in skip and applet != "busybox":
+            cpio.link(f"bin/{applet}", "busybox")
+
+
+def _add_tools(cpio: CpioWriter, root: Path, tools: Iterable[str]) -> None:
+    needed: set[Path] = set()
+    for tool in tools:
+        program = _find(root, tool)
+        cpio.file(f"bin/{tool}", program.read_bytes(), 0o755)
+        needed.update(_libraries(root, program))
+    loader = _library(root, _LOADER)
+    for library in sorted(needed | {loader}, key=lambda path: path.name):
+        cpio.file(f"lib/x86_64-linux-gnu/{library.name}", library.read_bytes(), 0o755)
+    cpio.link(f"lib64/{_LOADER}", f"../lib/x86_64-linux-gnu/{_LOADER}")
+
+
+def _libraries(root: Path, program: Path) -> Iterator[Path]:
+    """What the guest root's own loader would load; the host's libraries must not slip in."""
+    search = ":".join(str(root / folder) for folder in _LIBRARIES)
+    listed = subprocess.run(
+        [_library(root, _LOADER), "--library-path", search, "--list", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={},
+    ).stdout
+    for path in re.findall(r"=> (\S+)", listed):
+        if not Path(path).is_relative_to(root):
+            raise PrerequisiteError(
+                f"{program.name} needs {Path(path).name}, which {root} lacks: "
+                "run ci/bootstrap --update"
+            )
+        yield Path(path)
+
+
+def _library(root: Path, name: str) -> Path:
+    for folder in _LIBRARIES:
+        if (root / folder / name).exists():
+            return root / folder / name
+    raise PrerequisiteError(f"{root} has no {name}: run ci/bootstrap --update")
+
+
+def _find(root: Path, program: str) -> Path:
+    for folder in ("usr/bin", "usr/sbin", "bin", "sbin"):
+        path = root / folder / program
+        if path.exists():
+            return path
+    raise PrerequisiteError(f"{root} has no program {program}: run ci/bootstrap --update")
+
+
+def _add_modules(cpio: CpioWriter, environment: Environment, wanted: Iterable[str]) -> None:
+    folder = f"lib/modules/{environment.kernel_release}"
+    closure = Modules(environment.modules).closure(wanted)
+    dependencies: list[str] = []
+    aliases: list[str] = []
+    for name, (content, _) in sorted(closure.items()):
+        cpio.file(f"{folder}/{name}.ko", content)
+        order = _load_order(name, closure)
+        dependencies.append(f"{name}.ko: {' '.join(f'{part}.ko' for part in order)}")
+        aliases += [f"alias {alias} {name}" for alias in modinfo(content, "alias")]
+    cpio.folder(folder)
+    cpio.file(f"{folder}/modules.dep", "".join(f"{line}\n" for line in dependencies).encode())
+    cpio.file(f"{folder}/modules.alias", "".join(f"{line}\n" for line in aliases).encode())
+
+
+def _load_order(name: str, closure: Mapping[str, tuple[bytes, list[str]]]) -> list[str]:
+    """All that ``name`` depends on; as in depmod's output each one stands before its own needs."""
+    order: list[str] = []
+    pending = list(closure[name][1])
+    while pending:
+        part = pending.pop(0)
+        if part in order:
+            order.remove(part)
+        order.append(part)
+        pending += closure[part][1]
+    return order
