@@ -15,6 +15,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -772,6 +773,7 @@ int vdcm_session_run(vdcm_session *s, int budget, uint64_t spin_ns)
                     idle_since = now;
                 }
                 if (now - idle_since < spin_ns) {
+                    sched_yield(); /* to a client that shares this CPU */
                     continue;
                 }
             }

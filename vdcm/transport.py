@@ -51,6 +51,8 @@ BUDGET: Final = 64
 """Messages of one client that are handled before the next one's turn."""
 SPIN_NS: Final = 100_000
 """Nanoseconds that the loop stays awake for a client that sends message after message."""
+VAIN_LIMIT: Final = 63
+"""Wake-ups that are handled without staying awake after that was often in vain."""
 LOG_LIMIT: Final = 50
 """Log lines that one client may cause in ``LOG_PERIOD`` seconds."""
 LOG_PERIOD: Final = 60.0
@@ -269,7 +271,8 @@ class Session:
         self._handle = ffi.new_handle(self)
         self._loop = endpoint.loop
         self._idle_since = 0
-        self._spin = False
+        self._skip = 0
+        self._vain = 0
         self._stalled: float | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._running = False
@@ -346,14 +349,20 @@ class Session:
 
     def _run(self) -> None:
         now = time.perf_counter_ns()
-        # Stay awake only for a client that is in the middle of a burst, and only if it is alone
-        # in that: to everybody else the wait is delay. It ends with the first fruitless one.
-        spin = self._spin and now - self._idle_since < 2 * SPIN_NS
+        # Stay awake only for a client that is in the middle of a burst. Each time that is in vain,
+        # twice as many chances are let go before the next try.
+        spin = now - self._idle_since < 2 * SPIN_NS and self._skip == 0
         self._running = True
         handled = lib.vdcm_session_run(self._native, BUDGET, SPIN_NS if spin else 0)
         self._running = False
         self._idle_since = time.perf_counter_ns()
-        self._spin = not spin or handled > 1
+        if handled > 1:
+            self._skip = self._vain = 0
+        elif spin:
+            self._vain = min(2 * self._vain + 1, VAIN_LIMIT)
+            self._skip = self._vain
+        elif self._skip:
+            self._skip -= 1
         if self.interrupted is not None:
             error, self.interrupted = self.interrupted, None
             self.close("the server is stopping")
@@ -443,7 +452,7 @@ class Endpoint:
         self.directory: Final = directory
         self.session: Session | None = None
         self._pending: set[asyncio.Task[None]] = set()
-        self._listener, self._inode = _claim(path)
+        self._listener, self._inode = claim_socket(path)
         loop.add_reader(self._listener.fileno(), self._accept)
         log.info("%s: listening on %s", device.name, path)
 
@@ -555,7 +564,7 @@ class Endpoint:
                 self.path.unlink()
 
 
-def _claim(path: Path) -> tuple[socket.socket, int]:
+def claim_socket(path: Path) -> tuple[socket.socket, int]:
     """A socket that listens on ``path`` with mode 0600, and its inode.
 
     A socket that a dead server has left is removed; anything else in the way is an error. Two
