@@ -1,0 +1,203 @@
+"""The native module without a socket: guest memory and its limits."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vdcm.errors import DmaError
+from vdcm.transport import GuestMemory
+
+PAGE = os.sysconf("SC_PAGESIZE")
+
+
+@pytest.fixture
+def memfd() -> Iterator[int]:
+    fd = os.memfd_create("guest")
+    os.ftruncate(fd, 8 * PAGE)
+    yield fd
+    os.close(fd)
+
+
+def test_what_is_written_is_read_and_is_in_the_file(memfd: int) -> None:
+    memory = GuestMemory()
+    memory.map(0x10000, 2 * PAGE, memfd, PAGE)
+    memory.write(0x10000 + PAGE - 2, b"abcd")
+    assert memory.read(0x10000 + PAGE - 2, 4) == b"abcd"
+    assert os.pread(memfd, 4, 2 * PAGE - 2) == b"abcd"
+
+
+def test_an_access_may_span_neighbouring_ranges(memfd: int) -> None:
+    memory = GuestMemory()
+    memory.map(PAGE, PAGE, memfd, 4 * PAGE)
+    memory.map(2 * PAGE, PAGE, memfd, 0)
+    memory.write(2 * PAGE - 1, b"xy")
+    assert os.pread(memfd, 1, 5 * PAGE - 1) == b"x"
+    assert os.pread(memfd, 1, 0) == b"y"
+    assert memory.read(2 * PAGE - 1, 2) == b"xy"
+
+
+@pytest.mark.parametrize("address", [0, 0x10000 - 1, 0x10000 + PAGE, 2**64 - 1])
+def test_outside_the_map_nothing_is_reached(memfd: int, address: int) -> None:
+    memory = GuestMemory()
+    memory.map(0x10000, PAGE, memfd)
+    with pytest.raises(DmaError, match="not mapped"):
+        memory.read(address, 1)
+    with pytest.raises(DmaError, match="not mapped"):
+        memory.write(address, b"x")
+
+
+def test_an_access_that_leaves_the_map_writes_nothing(memfd: int) -> None:
+    memory = GuestMemory()
+    memory.map(0x10000, PAGE, memfd)
+    with pytest.raises(DmaError, match=f"failed at {0x10000 + PAGE:#x}"):
+        memory.write(0x10000 + PAGE - 4, b"12345678")
+    assert memory.read(0x10000 + PAGE - 4, 4) == bytes(4)
+
+
+def test_a_read_only_range_refuses_writes(memfd: int) -> None:
+    memory = GuestMemory()
+    memory.map(0, PAGE, memfd, writable=False)
+    assert memory.read(0, 1) == b"\0"
+    with pytest.raises(DmaError, match="without permission"):
+        memory.write(0, b"x")
+
+
+def test_memory_that_is_not_shared_names_the_fix() -> None:
+    memory = GuestMemory()
+    memory.map(0, PAGE, -1)
+    with pytest.raises(DmaError, match="memory-backend-memfd.*share=on"):
+        memory.read(0, 1)
+
+
+def test_a_file_that_shrinks_is_an_error_not_a_crash(memfd: int) -> None:
+    memory = GuestMemory()
+    memory.map(0, 2 * PAGE, memfd)
+    os.ftruncate(memfd, PAGE)
+    with pytest.raises(DmaError, match="shrunk"):
+        memory.read(PAGE, 8)
+    with pytest.raises(DmaError, match="shrunk"):
+        memory.write(PAGE, b"x")
+    assert memory.read(0, 1) == b"\0"  # what is left still works
+
+
+def test_what_cannot_be_mapped_is_refused(memfd: int) -> None:
+    memory = GuestMemory()
+    memory.map(4 * PAGE, 2 * PAGE, memfd)
+    for iova, size, fd, offset in (
+        (4 * PAGE, 2 * PAGE, memfd, 0),  # again
+        (5 * PAGE, 4 * PAGE, memfd, 0),  # overlaps the end
+        (3 * PAGE, 2 * PAGE, memfd, 0),  # overlaps the beginning
+        (0, 0, memfd, 0),
+        (1, PAGE, memfd, 0),
+        (0, PAGE + 1, memfd, 0),
+        (0, PAGE, memfd, 1),
+        (0, 9 * PAGE, memfd, 0),  # longer than the file
+        (0, PAGE, memfd, 2**64 - PAGE),
+        (2**64 - PAGE, 2 * PAGE, memfd, 0),  # wraps
+    ):
+        with pytest.raises(DmaError, match="cannot map"):
+            memory.map(iova, size, fd, offset)
+    reader, writer = os.pipe()
+    with pytest.raises(DmaError):
+        memory.map(0, PAGE, reader)
+    os.close(reader)
+    os.close(writer)
+    assert [(r.iova, r.size) for r in memory.ranges] == [(4 * PAGE, 2 * PAGE)]
+
+
+def test_the_last_page_of_the_address_space_can_be_mapped(memfd: int) -> None:
+    memory = GuestMemory()
+    memory.map(2**64 - PAGE, PAGE, memfd)
+    memory.write(2**64 - 1, b"z")
+    assert memory.read(2**64 - 1, 1) == b"z"
+    with pytest.raises(DmaError):
+        memory.read(2**64 - 1, 2)
+
+
+def test_unmap_takes_whole_ranges_only(memfd: int) -> None:
+    memory = GuestMemory()
+    for page in (1, 2, 4):
+        memory.map(page * PAGE, PAGE, memfd)
+    memory.map(8 * PAGE, 2 * PAGE, memfd)
+    with pytest.raises(DmaError):
+        memory.unmap(8 * PAGE, PAGE)  # cuts one
+    with pytest.raises(DmaError):
+        memory.unmap(16 * PAGE, PAGE)  # nothing there
+    memory.unmap(0, 8 * PAGE)
+    assert [r.iova for r in memory.ranges] == [8 * PAGE]
+    with pytest.raises(DmaError, match="not mapped"):
+        memory.read(2 * PAGE, 1)
+
+
+def test_one_client_cannot_map_without_end() -> None:
+    memory = GuestMemory()
+    for page in range(512):
+        memory.map(page * 2 * PAGE, PAGE, -1)
+    with pytest.raises(DmaError, match="No space"):
+        memory.map(4096 * PAGE, PAGE, -1)
+    memory.unmap(0, PAGE)
+    memory.map(4096 * PAGE, PAGE, -1)
+
+
+def test_the_descriptor_is_not_kept(memfd: int) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    memory = GuestMemory()
+    memory.map(0, PAGE, memfd)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert fcntl.fcntl(memfd, fcntl.F_GETFD) >= 0
+
+
+@given(
+    st.lists(
+        st.tuples(st.booleans(), st.integers(0, 15), st.integers(1, 5)), min_size=1, max_size=60
+    )
+)
+def test_any_sequence_of_maps_agrees_with_a_page_table(
+    steps: list[tuple[bool, int, int]],
+) -> None:
+    """A dictionary of pages is the reference: same successes, same contents, same holes."""
+    memory = GuestMemory()
+    fds = [os.memfd_create("a") for _ in range(4)]
+    for number, fd in enumerate(fds):
+        os.ftruncate(fd, 32 * PAGE)
+        for page in range(32):
+            os.pwrite(fd, bytes([number * 32 + page]), page * PAGE)
+    pages: dict[int, int] = {}
+    ranges: dict[int, int] = {}
+    for turn, (is_map, first, count) in enumerate(steps):
+        wanted = range(first, first + count)
+        if is_map:
+            fd = fds[turn % 4]
+            if any(page in pages for page in wanted):
+                with pytest.raises(DmaError):
+                    memory.map(first * PAGE, count * PAGE, fd, first * PAGE)
+                continue
+            memory.map(first * PAGE, count * PAGE, fd, first * PAGE)
+            ranges[first] = count
+            pages.update({page: turn % 4 * 32 + page for page in wanted})
+        else:
+            touched = {s: n for s, n in ranges.items() if s < first + count and first < s + n}
+            whole = all(first <= s and s + n <= first + count for s, n in touched.items())
+            if not touched or not whole:
+                with pytest.raises(DmaError):
+                    memory.unmap(first * PAGE, count * PAGE)
+                continue
+            memory.unmap(first * PAGE, count * PAGE)
+            for start, length in touched.items():
+                del ranges[start]
+                for page in range(start, start + length):
+                    del pages[page]
+        for page in range(24):
+            if page in pages:
+                assert memory.read(page * PAGE, 1)[0] == pages[page]
+            else:
+                with pytest.raises(DmaError):
+                    memory.read(page * PAGE, 1)
+    for fd in fds:
+        os.close(fd)
