@@ -725,15 +725,17 @@ static uint64_t now_ns(void)
     return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
 }
 
-int vdcm_session_run(vdcm_session *s, int budget, uint64_t spin_ns)
+int vdcm_session_run(vdcm_session *s, uint64_t turn_ns, uint64_t spin_ns)
 {
     union vdcm_peek peek;
-    uint64_t idle_since = 0;
+    uint64_t now = now_ns();
+    uint64_t turn_end = now + turn_ns;
+    uint64_t idle_since = now;
     int handled = 0;
 
     s->partial = false;
     s->reason = NULL;
-    while (handled < budget) {
+    while (now < turn_end) {
         int error = 0;
 
         switch (vdcm_guard(s->fd, &peek, &error, &s->reason)) {
@@ -743,6 +745,9 @@ int vdcm_session_run(vdcm_session *s, int budget, uint64_t spin_ns)
                     s->reason = "the client does not read its answers";
                 }
                 return errno == ENOTCONN ? -ENOTCONN : -EPIPE;
+            }
+            if (vfu_get_poll_fd(s->ctx) != s->fd) {
+                return -ENOTCONN; /* it could not reply, and has closed s->fd */
             }
             break;
         case VDCM_OURS:
@@ -766,18 +771,12 @@ int vdcm_session_run(vdcm_session *s, int budget, uint64_t spin_ns)
             break;
         }
         case VDCM_EMPTY:
-            if (spin_ns != 0) {
-                uint64_t now = now_ns();
-
-                if (idle_since == 0) {
-                    idle_since = now;
-                }
-                if (now - idle_since < spin_ns) {
-                    sched_yield(); /* to a client that shares this CPU */
-                    continue;
-                }
+            now = now_ns();
+            if (now - idle_since >= spin_ns) {
+                return handled;
             }
-            return handled;
+            sched_yield(); /* to a client that shares this CPU */
+            continue;
         case VDCM_PARTIAL:
             s->partial = true;
             return handled;
@@ -787,7 +786,7 @@ int vdcm_session_run(vdcm_session *s, int budget, uint64_t spin_ns)
             return -EPROTO;
         }
         handled++;
-        idle_since = 0;
+        now = idle_since = now_ns();
     }
     return handled;
 }

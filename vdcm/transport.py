@@ -11,7 +11,7 @@ What keeps one client from costing the others anything:
   closed after ``PATIENCE`` seconds; the same holds for a message of which the rest does not come;
 * ``native/guard.c`` looks at every message before libvfio-user reads it;
 * a client that does not read its answers is disconnected, not waited for;
-* no exception crosses into C (``_callback``), and log lines per client are limited.
+* no exception crosses into C (``_failed``), and log lines per client are limited.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from vdcm import protocol
@@ -47,8 +48,8 @@ PENDING_LIMIT: Final = 8
 """Connections per endpoint that may be in the middle of their version message."""
 VERSION_LIMIT: Final = 4096
 """Bytes of the longest version message that is read."""
-BUDGET: Final = 64
-"""Messages of one client that are handled before the next one's turn."""
+TURN_NS: Final = 1_000_000
+"""Nanoseconds for which one client is served before it is the next one's turn."""
 SPIN_NS: Final = 100_000
 """Nanoseconds that the loop stays awake for a client that sends message after message."""
 VAIN_LIMIT: Final = 63
@@ -193,64 +194,70 @@ class GuestMemory:
 
 # --- callbacks ----------------------------------------------------------------------------------
 
-_Callback = TypeVar("_Callback", bound=Callable[..., None])
+
+def _failed(_kind: type, error: BaseException, traceback: TracebackType) -> int:
+    """The one guard between C and Python: an exception becomes a log line and an errno."""
+    session: Session = ffi.from_handle(traceback.tb_frame.f_locals["owner"])
+    if isinstance(error, VdcmError):
+        session.complain(logging.ERROR, "%s", error)
+    elif isinstance(error, Exception):
+        session.complain(logging.ERROR, "the device model failed", exc_info=error)
+    else:  # KeyboardInterrupt, SystemExit: not through C, but once C has returned
+        session.interrupted = error
+    return errno.EIO
+
+
+_Callback = TypeVar("_Callback", bound=Callable[..., int])
 
 
 def _callback(function: _Callback) -> _Callback:
-    """The one guard between C and Python: an exception becomes a log line and an errno."""
-
-    def guarded(owner: Any, *args: Any) -> int:
-        session = ffi.from_handle(owner)
-        try:
-            function(session, *args)
-            return 0
-        except VdcmError as error:
-            session.complain(logging.ERROR, "%s", error)
-            return errno.EIO
-        except Exception:
-            session.complain(logging.ERROR, "the device model failed", exc_info=True)
-            return errno.EIO
-        except BaseException as error:  # KeyboardInterrupt, SystemExit: not through C
-            session.interrupted = error
-            return errno.EINTR
-
-    ffi.def_extern(name=function.__name__[1:], error=errno.EIO)(guarded)
+    """Make ``function`` the C function of its name."""
+    ffi.def_extern(error=errno.EIO, onerror=_failed)(function)
     return function
 
 
 @_callback
-def _vdcm_on_read(session: Session, region: int, offset: int, width: int, value: Any) -> None:
-    value[0] = session.device.read(region, offset, width)
+def vdcm_on_read(owner: Any, region: int, offset: int, width: int, value: Any) -> int:
+    value[0] = ffi.from_handle(owner).device.read(region, offset, width)
+    return 0
 
 
 @_callback
-def _vdcm_on_write(session: Session, region: int, offset: int, width: int, value: int) -> None:
-    session.device.write(region, offset, width, value)
+def vdcm_on_write(owner: Any, region: int, offset: int, width: int, value: int) -> int:
+    ffi.from_handle(owner).device.write(region, offset, width, value)
+    return 0
 
 
 @_callback
-def _vdcm_on_reset(session: Session) -> None:
-    session.device.reset()
+def vdcm_on_reset(owner: Any) -> int:
+    ffi.from_handle(owner).device.reset()
+    return 0
 
 
 @_callback
-def _vdcm_on_dma(session: Session, mapped: bool, iova: int, size: int, shared: bool) -> None:
+def vdcm_on_dma(owner: Any, mapped: bool, iova: int, size: int, shared: bool) -> int:
+    session: Session = ffi.from_handle(owner)
     if mapped and not shared and not session.warned_not_shared:
         session.warned_not_shared = True
         session.complain(logging.WARNING, "%s", _NOT_SHARED)
     session.device.dma_changed(iova, size, mapped=mapped, shared=shared)
+    return 0
 
 
 @_callback
-def _vdcm_on_irqs(session: Session, kind: int, action: int, start: int, count: int) -> None:
+def vdcm_on_irqs(owner: Any, kind: int, action: int, start: int, count: int) -> int:
+    session: Session = ffi.from_handle(owner)
     session.device.irqs_changed(Irq(kind), IrqAction(action), start, count)
+    return 0
 
 
 @_callback
-def _vdcm_on_log(session: Session, level: int, message: Any) -> None:
+def vdcm_on_log(owner: Any, level: int, message: Any) -> int:
+    session: Session = ffi.from_handle(owner)
     # syslog levels: 3 is an error. What a client got wrong is its problem: a warning of ours.
     text = ffi.string(message).decode(errors="replace").strip()
     session.complain(logging.WARNING if level <= 4 else logging.DEBUG, "libvfio-user: %s", text)
+    return 0
 
 
 # --- one client ---------------------------------------------------------------------------------
@@ -347,13 +354,18 @@ class Session:
         """Begin to handle messages."""
         self._loop.add_reader(self._connection.fileno(), self._run)
 
+    def look(self) -> None:
+        """Handle what has arrived, a disconnection too, without waiting for the event loop."""
+        if not self._running and not self._closed:
+            self._run()
+
     def _run(self) -> None:
         now = time.perf_counter_ns()
         # Stay awake only for a client that is in the middle of a burst. Each time that is in vain,
         # twice as many chances are let go before the next try.
         spin = now - self._idle_since < 2 * SPIN_NS and self._skip == 0
         self._running = True
-        handled = lib.vdcm_session_run(self._native, BUDGET, SPIN_NS if spin else 0)
+        handled = lib.vdcm_session_run(self._native, TURN_NS, SPIN_NS if spin else 0)
         self._running = False
         self._idle_since = time.perf_counter_ns()
         if handled > 1:
@@ -393,7 +405,7 @@ class Session:
     def _look_again(self) -> None:
         self._retry = None
         self.start()
-        self._run()
+        self.look()
 
     def _lost(self, error: int) -> None:
         if error == errno.ENOTCONN:
@@ -424,7 +436,9 @@ class Session:
         self._native = ffi.NULL
         self._connection.close()
 
-    def complain(self, level: int, message: str, *args: Any, exc_info: bool = False) -> None:
+    def complain(
+        self, level: int, message: str, *args: Any, exc_info: BaseException | None = None
+    ) -> None:
         """Log about this client, but no more than ``LOG_LIMIT`` lines in ``LOG_PERIOD`` s."""
         now = self._loop.time()
         if now > self._log_until:
@@ -487,6 +501,8 @@ class Endpoint:
         try:
             async with asyncio.timeout(PATIENCE):
                 client = await self._receive_version(connection, message)
+            if self.session is not None:
+                self.session.look()  # it may have gone without our having seen it yet
             if self.session is not None:
                 raise ProtocolError("another client is connected", errno.EBUSY)
             session = Session(self, connection, client)

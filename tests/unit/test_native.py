@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -71,7 +72,7 @@ def test_a_read_only_range_refuses_writes(memfd: int) -> None:
 def test_memory_that_is_not_shared_names_the_fix() -> None:
     memory = GuestMemory()
     memory.map(0, PAGE, -1)
-    with pytest.raises(DmaError, match="memory-backend-memfd.*share=on"):
+    with pytest.raises(DmaError, match=r"memory-backend-memfd.*share=on"):
         memory.read(0, 1)
 
 
@@ -146,10 +147,10 @@ def test_one_client_cannot_map_without_end() -> None:
 
 
 def test_the_descriptor_is_not_kept(memfd: int) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     memory = GuestMemory()
     memory.map(0, PAGE, memfd)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
     assert fcntl.fcntl(memfd, fcntl.F_GETFD) >= 0
 
 
