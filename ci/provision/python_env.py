@@ -46,12 +46,14 @@ def provide_python(
     ``build_environment``: variables for the native build. It is rebuilt when its sources or
     these change, without the network.
     """
+    # What is installed depends on these two tables; the tools' settings may change freely.
+    parsed = tomllib.loads((project / "pyproject.toml").read_text())
     key = _digest(
         [
             sys.version.encode(),
             os.path.realpath(sys.executable).encode(),
             bytes(project.resolve()),
-            (project / "pyproject.toml").read_bytes(),
+            json.dumps([parsed.get("build-system"), parsed.get("project")]).encode(),
         ]
     )
     venv = cache.root / f"venv-{sys.version_info.major}.{sys.version_info.minor}-{key}"
@@ -102,7 +104,7 @@ def _create(console: Console, venv: Path, python: Path, project: Path) -> None:
     if venv.exists():
         shutil.rmtree(venv)
     console.run("python", "virtual environment", [sys.executable, "-m", "venv", str(venv)])
-    build = _build_system(project)
+    build = tomllib.loads((project / "pyproject.toml").read_text()).get("build-system", {})
     # The build's tools live in the environment too: then a rebuild needs no network.
     _pip(console, python, "build tools", *build.get("requires", ["setuptools"]))
     backend = build.get("build-backend", "setuptools.build_meta")
@@ -141,16 +143,12 @@ def _pip(
     console.run("python", f"pip: {what}", [*argv, "off", *arguments], env=environment)
 
 
-def _build_system(project: Path) -> dict[str, Any]:
-    parsed = tomllib.loads((project / "pyproject.toml").read_text())
-    build: dict[str, Any] = parsed.get("build-system", {})
-    return build
-
-
 def _native_digest(project: Path, build_environment: Mapping[str, str]) -> str:
     files = sorted(path for path in (project / "native").rglob("*") if path.is_file())
     top = project / "CMakeLists.txt"
-    parts = [json.dumps(dict(build_environment), sort_keys=True).encode()]
+    settings = tomllib.loads((project / "pyproject.toml").read_text()).get("tool", {})
+    inputs = [dict(build_environment), settings.get("scikit-build")]
+    parts = [json.dumps(inputs, sort_keys=True).encode()]
     for path in [*files, *([top] if top.exists() else [])]:
         if "__pycache__" not in path.parts:
             parts += [str(path.relative_to(project)).encode(), path.read_bytes()]

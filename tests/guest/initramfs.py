@@ -13,8 +13,8 @@ import re
 import shutil
 import stat
 import subprocess
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from vdcm.environment import Environment
@@ -90,31 +90,27 @@ def _padding(size: int) -> bytes:
     return bytes(-size % 4)
 
 
-@dataclass
 class Modules:
     """The kernel modules below ``folder`` (``lib/modules/<release>``).
 
-    The packages carry no ``modules.dep`` (depmod makes it on installation), so dependencies and
-    aliases are read from the modules' own ``.modinfo`` strings.
+    The packages carry no ``modules.dep`` (depmod makes it on installation), so dependencies are
+    read from the modules' own ``.modinfo`` strings.
     """
 
-    folder: Path
-    _paths: dict[str, Path] = field(init=False)
-    _builtin: set[str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._paths = {_module_name(path.name): path for path in self.folder.rglob("*.ko*")}
-        listed = self.folder / "modules.builtin"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._paths = {module_name(path.name): path for path in folder.rglob("*.ko*")}
+        listed = folder / "modules.builtin"
         names = listed.read_text().split() if listed.exists() else []
-        self._builtin = {_module_name(PurePosixPath(name).name) for name in names}
+        self._builtin = {module_name(PurePosixPath(name).name) for name in names}
 
-    def closure(self, wanted: Iterable[str]) -> dict[str, tuple[bytes, list[str]]]:
-        """The modules and all they depend on: name to content (decompressed) and dependencies.
+    def closure(self, wanted: Iterable[str]) -> dict[str, bytes]:
+        """The modules and all they depend on: name to content, decompressed.
 
         What is built into the kernel is left out. Raises PrerequisiteError for an unknown module.
         """
-        found: dict[str, tuple[bytes, list[str]]] = {}
-        pending = [_module_name(name) for name in wanted]
+        found: dict[str, bytes] = {}
+        pending = [module_name(name) for name in wanted]
         while pending:
             name = pending.pop()
             if name in found or name in self._builtin:
@@ -124,15 +120,13 @@ class Modules:
                     f"the kernel in {self.folder} has no module {name}: it must be the "
                     "distribution's standard kernel; run ci/bootstrap --update"
                 )
-            content = _decompressed(self._paths[name])
-            depends = [part for value in modinfo(content, "depends") for part in value.split(",")]
-            # softdep: "pre: a b post: c"; what it names may be absent.
-            words = " ".join(modinfo(content, "softdep")).split()
-            soft = [word for word in words if not word.endswith(":")]
-            needed = [_module_name(part) for part in depends if part]
-            found[name] = content, [part for part in needed if part not in self._builtin]
-            pending += needed
-            pending += [part for part in map(_module_name, soft) if part in self._paths]
+            found[name] = content = _decompressed(self._paths[name])
+            for value in modinfo(content, "depends"):
+                pending += [module_name(part) for part in value.split(",") if part]
+            # "pre: a b post: c"; what it names may be absent.
+            for word in " ".join(modinfo(content, "softdep")).split():
+                if module_name(word) in self._paths:
+                    pending.append(module_name(word))
         return found
 
 
@@ -142,7 +136,8 @@ def modinfo(module: bytes, key: str) -> list[str]:
     return [value.decode() for value in re.findall(pattern, module)]
 
 
-def _module_name(name: str) -> str:
+def module_name(name: str) -> str:
+    """A module's name as the kernel has it, from a file's or a user's."""
     return re.sub(r"\.ko(\.\w+)?$", "", name).replace("-", "_")
 
 
@@ -247,28 +242,27 @@ def _find(root: Path, program: str) -> Path:
 
 
 def _add_modules(cpio: CpioWriter, environment: Environment, wanted: Iterable[str]) -> None:
-    folder = f"lib/modules/{environment.kernel_release}"
-    closure = Modules(environment.modules).closure(wanted)
-    dependencies: list[str] = []
-    aliases: list[str] = []
-    for name, (content, _) in sorted(closure.items()):
-        cpio.file(f"{folder}/{name}.ko", content)
-        order = _load_order(name, closure)
-        dependencies.append(f"{name}.ko: {' '.join(f'{part}.ko' for part in order)}")
-        aliases += [f"alias {alias} {name}" for alias in modinfo(content, "alias")]
-    cpio.folder(folder)
-    cpio.file(f"{folder}/modules.dep", "".join(f"{line}\n" for line in dependencies).encode())
-    cpio.file(f"{folder}/modules.alias", "".join(f"{line}\n" for line in aliases).encode())
+    release = environment.kernel_release
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, "lib/modules", release)
+        folder.mkdir(parents=True)
+        for name, content in Modules(environment.modules).closure(wanted).items():
+            (folder / f"{name}.ko").write_bytes(content)
+        for listed in ("modules.builtin", "modules.builtin.modinfo", "modules.order"):
+            if (environment.modules / listed).exists():
+                shutil.copy(environment.modules / listed, folder)
+        _run_in(environment.guest_root, "kmod", "-b", temporary, release, name="depmod")
+        for path in sorted(folder.iterdir()):
+            cpio.file(f"lib/modules/{release}/{path.name}", path.read_bytes())
 
 
-def _load_order(name: str, closure: Mapping[str, tuple[bytes, list[str]]]) -> list[str]:
-    """All that ``name`` depends on; as in depmod's output each one stands before its own needs."""
-    order: list[str] = []
-    pending = list(closure[name][1])
-    while pending:
-        part = pending.pop(0)
-        if part in order:
-            order.remove(part)
-        order.append(part)
-        pending += closure[part][1]
-    return order
+def _run_in(root: Path, program: str, *arguments: str, name: str | None = None) -> None:
+    """Run a program of the guest root here, with that root's libraries."""
+    search = ":".join(str(root / folder) for folder in _LIBRARIES)
+    loader = [str(_library(root, _LOADER)), "--library-path", search]
+    subprocess.run(
+        [*loader, "--argv0", name or program, str(_find(root, program)), *arguments],
+        check=True,
+        capture_output=True,
+        env={},
+    )
