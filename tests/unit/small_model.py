@@ -1,0 +1,65 @@
+"""Two small device models, for tests of what is above ``Vdev``."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+from vdcm.bars import Bar
+from vdcm.host import Parent
+from vdcm.pci import Identity
+from vdcm.properties import Property
+from vdcm.registers import Register, RegisterMap
+from vdcm.vdev import Vdev
+
+
+class LampRegisters(RegisterMap):
+    LEVEL = Register(0x0, 32, doc="How bright it is.")
+
+
+class Lamp(Vdev):
+    """A lamp.
+
+    Not a bright one.
+    """
+
+    identity = Identity(vendor=0x1234, device=0x0001, class_code=0xFF0000)
+
+    level = Property(0, maximum=0xFF, doc="How bright it is.")
+    label = Property("", doc="What it says.")
+    lit = Property(False)
+    wiring = Property(1, minimum=1, maximum=4, live=False)
+
+    def __init__(self, name: str) -> None:
+        self.registers: Final = LampRegisters(self)
+        bar = Bar(0, 0x1000)
+        bar.place(0, self.registers)
+        super().__init__(name, bars=[bar])
+
+    def on_set_level(self, value: int) -> None:
+        if value == 0xEE:
+            raise RuntimeError("the bulb has blown")
+        if self.observer is not None:
+            self.observer(f"level {value:#x}")
+
+
+class BrokenLamp(Vdev):
+    """A lamp that cannot be made."""
+
+    identity = Identity(vendor=0x1234, device=0x0002, class_code=0xFF0000)
+
+    def __init__(self, name: str) -> None:
+        raise RuntimeError(f"no glass for {name}")
+
+
+class House(Parent):
+    types: ClassVar = {"lamp": Lamp, "broken-lamp": BrokenLamp}
+
+    storeys = Property(1, minimum=1, maximum=9)
+
+
+class Street(Parent):
+    types: ClassVar = {"lamp": Lamp, "street-lamp": Lamp}
+
+
+HOUSE: Final[dict[str, type[Parent]]] = {"house": House}
+BOTH: Final[dict[str, type[Parent]]] = {"house": House, "street": Street}

@@ -1,0 +1,338 @@
+"""Definition files: what they mean, and what is said of those that are wrong."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from small_model import BOTH, HOUSE, House
+
+from vdcm import definition
+from vdcm.definition import Definition, choices, load, runtime_folder
+from vdcm.errors import DefinitionError
+
+
+@pytest.fixture
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    return tmp_path / "vdcm"
+
+
+def read(folder: Path, text: str | bytes, models: object = HOUSE) -> Definition:
+    file = folder / "d.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load(file, models)  # type: ignore[arg-type]
+
+
+def mistakes(folder: Path, text: str | bytes, models: object = HOUSE) -> list[str]:
+    """The lines of the error, without the folder's name."""
+    with pytest.raises(DefinitionError) as raised:
+        read(folder, text, models)
+    return str(raised.value).replace(f"{folder}/", "").splitlines()
+
+
+def mistake(folder: Path, text: str | bytes, models: object = HOUSE) -> str:
+    lines = mistakes(folder, text, models)
+    assert len(lines) == 1
+    return lines[0]
+
+
+# What they mean
+
+
+def test_everything_that_can_be_said(tmp_path: Path) -> None:
+    made = read(
+        tmp_path,
+        """
+parents:
+  home: {model: house, storeys: 3}
+vdevs:
+  lamp0:
+    type: lamp
+    parent: home
+    socket: sub/lamp.sock
+    level: 0x0f
+    label: "on"
+    lit: true
+control: /elsewhere/c.sock
+""",
+    )
+    (parent,) = made.parents
+    (vdev,) = made.vdevs
+    assert (parent.name, parent.model, parent.factory) == ("home", "house", House)
+    assert parent.properties == {"storeys": 3}
+    assert (vdev.name, vdev.type, vdev.parent) == ("lamp0", "lamp", "home")
+    assert vdev.socket == tmp_path / "sub/lamp.sock"
+    assert vdev.properties == {"level": 15, "label": "on", "lit": True}
+    assert made.control == Path("/elsewhere/c.sock")
+
+
+def test_the_shortest_one_has_defaults(tmp_path: Path, runtime: Path) -> None:
+    made = read(tmp_path, "vdevs: {a: {type: lamp}, b: {type: lamp}}")
+    assert [parent.name for parent in made.parents] == ["house"]
+    assert [vdev.parent for vdev in made.vdevs] == ["house", "house"]
+    assert [vdev.socket for vdev in made.vdevs] == [runtime / "a.sock", runtime / "b.sock"]
+    assert made.control == runtime / "control.sock"
+
+
+def test_the_folder_of_the_file_counts_not_the_current_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("sub").mkdir()
+    Path("sub/d.yaml").write_text("vdevs: {a: {type: lamp, socket: a.sock}}")
+    assert load(Path("sub/d.yaml"), HOUSE).vdevs[0].socket == tmp_path / "sub/a.sock"
+
+
+def test_an_alias_is_what_it_stands_for(tmp_path: Path, runtime: Path) -> None:
+    made = read(tmp_path, "vdevs:\n  a: &lamp {type: lamp, level: 3}\n  b: *lamp\n")
+    assert [vdev.properties for vdev in made.vdevs] == [{"level": 3}] * 2
+    assert [vdev.socket.parent for vdev in made.vdevs] == [runtime] * 2
+
+
+def test_a_parent_named_as_the_model_is_the_implicit_one(tmp_path: Path) -> None:
+    made = read(tmp_path, "parents: {house: {model: house, storeys: 2}}\nvdevs: {a: {type: lamp}}")
+    assert [parent.properties for parent in made.parents] == [{"storeys": 2}]
+
+
+# What is said of wrong ones
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "d.yaml:1: is empty"),
+        ("# nothing\n", "d.yaml:1: is empty"),
+        ("- a\n", "d.yaml:1: a definition file is a mapping (KEY: VALUE), not a list"),
+        ("vdevs: [a]\n", "d.yaml:1: vdevs is a mapping (KEY: VALUE), not a list"),
+        ("vdevs:\n  a: {type: [lamp}\n", "d.yaml:2: is not YAML: "),
+        ("vdevs: {}\n---\n{}\n", "d.yaml:2: is not YAML: "),
+        ("vdevs: {a: *nobody}\n", "d.yaml:1: is not YAML: found undefined alias"),
+        ("control: c.sock\n", "d.yaml:1: vdevs is missing"),
+        ("vdevs:\n", "d.yaml:1: vdevs has no VDEV"),
+        ("vdevs: {a: 3}", "d.yaml:1: VDEV a is a mapping (KEY: VALUE), not '3'"),
+        (
+            "vdevs: {a: {type: lamp}}\nvdev: {}\n",
+            "d.yaml:2: unknown key vdev (did you mean vdevs? known: control, parents, vdevs)",
+        ),
+        ("vdevs:\n  a: {type: lamp}\n  a: {type: lamp}\n", "d.yaml:3: a is here twice, first in"),
+        ("vdevs:\n  a:\n    type: lamp\n    type: lamp\n", "d.yaml:4: type is here twice"),
+        (
+            "vdevs:\n  a: {type: lmap}\n",
+            "d.yaml:2: unknown type lmap (did you mean lamp? known: broken-lamp, lamp)",
+        ),
+        ("vdevs: {a: {level: 3}}", "d.yaml:1: VDEV a needs a type (known: broken-lamp, lamp)"),
+        ("vdevs: {a: {type: }}", "d.yaml:1: type takes the name of a type, not nothing"),
+        ("vdevs: {a: {type: [x]}}", "d.yaml:1: type takes the name of a type, not a list"),
+        (
+            "vdevs:\n  a: {type: lamp,\n    parent: home}\n",
+            "d.yaml:3: unknown parent home (known: none)",
+        ),
+        (
+            "parents:\n  home: {model: hose}\nvdevs: {a: {type: lamp, parent: home}}",
+            "d.yaml:2: unknown model hose (did you mean house? known: house)",
+        ),
+        ("parents: {home: {}}\nvdevs: {a: {type: lamp}}", "d.yaml:1: parent home needs a model"),
+        (
+            "parents: {home: {model: house, stories: 2}}\nvdevs: {a: {type: lamp}}",
+            "d.yaml:1: unknown key of model house: stories "
+            "(did you mean storeys? known: model, storeys)",
+        ),
+        ("vdevs: {a: {type: lamp, levl: 1}}", "d.yaml:1: unknown key of type lamp: levl (did you"),
+        ("vdevs: {a: {type: lamp, <<: {}}}", "d.yaml:1: unknown key of type lamp: <<"),
+        ("vdevs: {a: {type: lamp, [b]: 1}}", "d.yaml:1: a key is a word, not a list"),
+        ("vdevs: {-a: {type: lamp}}", "d.yaml:1: '-a' is no name"),
+        ("vdevs: {a/b: {type: lamp}}", "d.yaml:1: 'a/b' is no name"),
+        ("vdevs: {'': {type: lamp}}", "d.yaml:1: '' is no name"),
+        ("vdevs: {" + "a" * 65 + ": {type: lamp}}", "d.yaml:1: '" + "a" * 65 + "' is no name"),
+        (b"vdevs:\n  a\xff: {}\n", "d.yaml:2: is not UTF-8"),
+        ("vdevs:\n\n  a\x01: {}\n", "d.yaml:3: has a character that YAML forbids: U+0001"),
+        ("vdevs: " + "[" * 5000, "d.yaml:1: is nested too deeply"),
+        ("#" * (definition.FILE_LIMIT + 1), "d.yaml:1: is longer than"),
+    ],
+)
+def test_mistakes(tmp_path: Path, text: str | bytes, said: str) -> None:
+    assert mistake(tmp_path, text).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("level: 0x100", "level takes 0x0 to 0xff, not 0x100"),
+        ("level: -1", "level takes 0x0 to 0xff, not -0x1"),
+        ("level: true", "level takes a whole number, not True"),
+        ("level: 'x'", "level takes a whole number, not 'x'"),
+        ("level: 1.5", "level takes no float such as '1.5'"),
+        ("level:", "level takes no null such as nothing"),
+        ("level: {}", "level takes one value, not a mapping"),
+        ("level: [1]", "level takes one value, not a list"),
+        ("level: 0x_", "level: '0x_' is no value"),
+        ("level: " + "9" * 5000, "level: "),
+        ("level: !!int x", "level: 'x' is no value"),
+        ("level: !!python/name:os.system ''", "level takes no "),
+        ("lit: 1", "lit takes true or false, not 1"),
+        ("lit: !!bool x", "lit: 'x' is no value"),
+        ("label: 1", "label takes text, not 1: write it in quotes"),
+        ("label: off", "label takes text, not False: write it in quotes"),
+        ("label: 2001-01-01", "label takes no timestamp such as '2001-01-01': write it in quotes"),
+        ("label: 2001-99-99", "label takes no timestamp"),
+    ],
+)
+def test_wrong_values(tmp_path: Path, value: str, said: str) -> None:
+    text = f"vdevs:\n  a:\n    type: lamp\n    {value}\n"
+    assert mistake(tmp_path, text).startswith(f"d.yaml:4: {said}")
+
+
+def test_all_mistakes_are_said_in_the_order_of_the_file(tmp_path: Path) -> None:
+    text = """\
+parents:
+  home: {model: cave}
+vdevs:
+  a: {type: lamp, level: 999}
+  b: {type: lamp, parent: home, wiring: 1}
+  c: {type: candle}
+contrl: x
+"""
+    assert [line.split(" (")[0] for line in mistakes(tmp_path, text)] == [
+        "d.yaml:2: unknown model cave",
+        "d.yaml:4: level takes 0x0 to 0xff, not 0x3e7",
+        "d.yaml:6: unknown type candle",
+        "d.yaml:7: unknown key contrl",
+    ]
+
+
+def test_the_error_carries_the_place(tmp_path: Path) -> None:
+    with pytest.raises(DefinitionError) as raised:
+        read(tmp_path, "vdevs:\n  a: {type: candle}\n")
+    assert raised.value.file == tmp_path / "d.yaml"
+    assert (raised.value.line, raised.value.column) == (2, 13)
+
+
+def test_a_type_of_several_models_needs_a_parent(tmp_path: Path) -> None:
+    said = mistake(tmp_path, "vdevs: {a: {type: lamp}}", BOTH)
+    assert said == (
+        "d.yaml:1: several models have the type lamp: give VDEV a a parent, "
+        "of model house or street"
+    )
+    text = "parents: {s: {model: street}}\nvdevs: {a: {type: lamp, parent: s}}"
+    assert read(tmp_path, text, BOTH).vdevs[0].parent == "s"
+
+
+def test_a_type_of_another_model_than_the_parents(tmp_path: Path) -> None:
+    text = "parents: {h: {model: house}}\nvdevs: {a: {type: street-lamp, parent: h}}"
+    assert mistake(tmp_path, text, BOTH).startswith("d.yaml:2: parent h has no type street-lamp (")
+
+
+def test_an_implicit_parents_name_taken_by_another_model(tmp_path: Path) -> None:
+    text = "parents: {street: {model: house}}\nvdevs: {a: {type: street-lamp}}"
+    assert "give VDEV a a parent" in mistake(tmp_path, text, BOTH)
+
+
+@pytest.mark.parametrize("second", ["x.sock", "./x.sock", "sub/../x.sock"])
+def test_one_socket_for_two(tmp_path: Path, second: str) -> None:
+    (tmp_path / "sub").mkdir()
+    text = f"vdevs:\n  a: {{type: lamp, socket: x.sock}}\n  b: {{type: lamp, socket: {second}}}\n"
+    assert mistake(tmp_path, text).startswith("d.yaml:3: b has the same socket as a: ")
+
+
+def test_one_socket_for_a_vdev_and_control(tmp_path: Path, runtime: Path) -> None:
+    assert "same socket as the control socket" in mistake(
+        tmp_path, "control: x.sock\nvdevs: {a: {type: lamp, socket: x.sock}}"
+    )
+    # A default is a socket like any other.
+    assert "same socket as the control socket" in mistake(
+        tmp_path, f"vdevs: {{a: {{type: lamp, socket: {runtime}/control.sock}}}}"
+    )
+    assert "same socket as the control socket" in mistake(
+        tmp_path, "vdevs: {control: {type: lamp}}"
+    )
+
+
+def test_the_kernels_limit_of_a_sockets_path(tmp_path: Path) -> None:
+    longest = "/" + "é" * ((definition.PATH_LIMIT - 1) // 2)
+    assert len(os.fsencode(longest)) == definition.PATH_LIMIT
+    read(tmp_path, f"vdevs: {{a: {{type: lamp, socket: {longest}}}}}")
+    said = mistake(tmp_path, f"vdevs: {{a: {{type: lamp, socket: {longest}x}}}}")
+    assert "has 108 bytes, the kernel takes 107" in said
+
+
+def test_a_nul_in_a_path(tmp_path: Path) -> None:
+    said = mistake(tmp_path, 'vdevs: {a: {type: lamp, socket: "x\\0y"}}')
+    assert said == "d.yaml:1: a path has no NUL in it"
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(DefinitionError, match=r"none\.yaml:1: cannot be read: No such file"):
+        load(tmp_path / "none.yaml", HOUSE)
+    with pytest.raises(DefinitionError, match="cannot be read: Is a directory"):
+        load(tmp_path, HOUSE)
+
+
+def test_aliases_do_not_multiply(tmp_path: Path) -> None:
+    wide = ", ".join(f"k{i}: 1" for i in range(1000))
+    lines = [f"  a{i}: *wide" for i in range(1000)]
+    text = "vdevs:\n  a: &wide {type: lamp, " + wide + "}\n" + "\n".join(lines)
+    assert "has more than 10000 keys" in mistake(tmp_path, text)
+    assert "a mapping" in mistake(tmp_path, "vdevs: &v\n  a: {type: lamp, level: *v}\n")
+
+
+@given(st.one_of(st.text(), st.binary()))
+def test_any_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    data = text.encode(errors="surrogatepass") if isinstance(text, str) else text
+    try:
+        read(folder, data)
+    except DefinitionError as error:
+        assert str(error).startswith(f"{folder}/d.yaml:")
+        assert error.line >= 1
+
+
+# Only what YAML makes of structure: keys of ours with values of all kinds.
+_VALUES = st.recursive(
+    st.sampled_from(
+        ["lamp", "0x10", "~", "'q'", "1.5", "*a", "&a x", "!!int 3", "a.sock", "house"]
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3).map(lambda each: f"[{', '.join(each)}]"),
+        st.dictionaries(
+            st.sampled_from(["type", "parent", "socket", "model", "level", "vdevs", "? [x]"]),
+            inner,
+            max_size=4,
+        ).map(lambda each: "{" + ", ".join(f"{k}: {v}" for k, v in each.items()) + "}"),
+    ),
+    max_leaves=12,
+)
+
+
+@given(_VALUES, _VALUES)
+def test_any_structure_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, parents: str, vdevs: str
+) -> None:
+    try:
+        read(tmp_path_factory.getbasetemp(), f"parents: {parents}\nvdevs: {vdevs}\n", BOTH)
+    except DefinitionError as error:
+        assert "d.yaml:" in str(error)
+
+
+# The runtime folder and suggestions
+
+
+def test_the_runtime_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1")
+    assert runtime_folder() == Path("/run/user/1/vdcm")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "relative")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert runtime_folder() == Path("/run/vdcm")
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(definition.tempfile, "gettempdir", lambda: "/tmp")
+    assert runtime_folder() == Path("/tmp/vdcm-1000")
+
+
+def test_choices() -> None:
+    assert choices("b", ["b2", "a"]) == "(known: a, b2)"
+    assert choices("inptus", ["outputs", "inputs"]).startswith("(did you mean inputs? known: ")
+    assert choices("x", []) == "(known: none)"
