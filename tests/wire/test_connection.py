@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import errno
 import os
 import socket
@@ -14,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import STOP_TIME, Server
 from wire_registers import ID, PAGE, Bar, Reg
+from wire_server import STOP_TIME, Server
 
 from vdcm import protocol
 from vdcm.client import Client, Irq
@@ -33,7 +34,7 @@ def check(client: Client) -> None:
     assert client.read(Bar.REGISTERS, Reg.SCRATCH, 8) == value
 
 
-def raw_connection(path: Path) -> socket.socket:
+def raw_connection(path: Path | str) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(STOP_TIME)
     connection.connect(os.fspath(path))
@@ -168,6 +169,64 @@ def test_message_in_slow_pieces_is_served(serve: Serve) -> None:
         header, payload = read_reply(connection)
         assert header == (9, Command.REGION_READ, 36, MessageFlags.REPLY, 0)
         assert int.from_bytes(payload[16:], "little") == ID
+
+
+@pytest.mark.parametrize("length", [1, 15, 16, 31, 32, 35])
+def test_client_that_dies_in_mid_message_frees_the_vdev_at_once(serve: Serve, length: int) -> None:
+    server = serve(patience=10 * STOP_TIME)
+    write = protocol.REGION_ACCESS.pack(Reg.SCRATCH, Bar.REGISTERS, 4) + bytes(4)
+    with raw_connection(server.paths[0]) as connection:
+        connection.sendall(hello())
+        read_reply(connection)
+        connection.sendall(protocol.message(Command.REGION_WRITE, write, 1)[:length])
+    with server.connect() as client:  # waits for STOP_TIME at most
+        check(client)
+
+
+def descriptor(fd: int) -> list[tuple[int, int, array.array[int]]]:
+    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+
+
+def test_requests_may_be_sent_ahead_of_one_with_a_descriptor(serve: Serve) -> None:
+    """As a client does that posts writes: none of them may be taken for the one that has it."""
+    read = protocol.REGION_ACCESS.pack(Reg.ID, Bar.REGISTERS, 4)
+    ahead = [
+        protocol.message(Command.REGION_READ, read, 1),
+        protocol.message(Command.DEVICE_GET_INFO, protocol.DEVICE_INFO.pack(16, 0, 0, 0), 2),
+        protocol.message(
+            Command.REGION_WRITE, protocol.REGION_ACCESS.pack(Reg.SCRATCH, 0, 4) + bytes(4), 3
+        ),
+        protocol.message(Command.DEVICE_RESET, b"", 4),
+        protocol.message(99, b"", 5),
+    ]
+    dma_map = protocol.message(Command.DMA_MAP, protocol.DMA_MAP.pack(32, 3, 0, 0, PAGE), 6)
+    fd = os.memfd_create("guest")
+    os.ftruncate(fd, PAGE)
+    with serve().connect() as client:
+        check(client)
+    with raw_connection(client.path) as connection:
+        connection.sendall(hello())
+        read_reply(connection)
+        connection.sendall(b"".join(ahead))
+        connection.sendmsg([dma_map], descriptor(fd))
+        connection.sendall(ahead[0])
+        replies = [read_reply(connection)[0] for _ in range(len(ahead) + 2)]
+    os.close(fd)
+    assert [reply.message_id for reply in replies] == [1, 2, 3, 4, 5, 6, 1]
+    assert [reply.error for reply in replies] == [0, 0, 0, 0, errno.EOPNOTSUPP, 0, 0]
+
+
+@pytest.mark.parametrize("command", [Command.REGION_READ, Command.DEVICE_RESET])
+def test_unexpected_descriptor_ends_the_connection_only(serve: Serve, command: int) -> None:
+    server = serve()
+    payload = protocol.REGION_ACCESS.pack(Reg.ID, 0, 4) if command == Command.REGION_READ else b""
+    with server.connect(1) as other:
+        with raw_connection(server.paths[0]) as connection:
+            connection.sendall(hello())
+            read_reply(connection)
+            connection.sendmsg([protocol.message(command, payload, 1)], descriptor(0))
+            assert is_closed(connection)
+        check(other)
 
 
 @pytest.mark.parametrize(
@@ -335,6 +394,20 @@ def test_killed_client_leaves_nothing_behind(serve: Serve, milliseconds: int) ->
                 successor.write(Bar.REGISTERS, Reg.TRIGGER, 4, Irq.MSIX << 16)
                 assert successor.read(Bar.REGISTERS, Reg.RESULT, 4) == 0
         check(other)
+
+
+def test_slow_device_model_lets_the_others_have_their_turn(serve: Serve) -> None:
+    server = serve()
+    program = [sys.executable, "-c", CLIENT_PROGRAM, str(server.paths[0]), "100"]
+    with (
+        server.connect(1, timeout=3.0) as other,  # many of the slow accesses, but not 30 a turn
+        subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as busy,
+    ):
+        assert busy.stdout is not None
+        assert busy.stdout.readline() == "ready\n"
+        for _ in range(10):
+            check(other)
+        busy.kill()
 
 
 def test_killed_server_ends_an_access_at_once(serve: Serve) -> None:

@@ -7,8 +7,8 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
-from conftest import Server
 from wire_registers import ID, PAGE, Bar, Reg
+from wire_server import Server
 
 from vdcm.client import Client
 from vdcm.errors import ProtocolError

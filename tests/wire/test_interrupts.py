@@ -7,8 +7,8 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
-from conftest import STOP_TIME, Server
 from wire_registers import ID, MSIX_VECTORS, Bar, Reg
+from wire_server import STOP_TIME, Server
 
 from vdcm.client import Client, Irq
 from vdcm.errors import ProtocolError

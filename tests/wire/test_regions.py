@@ -6,8 +6,8 @@ import errno
 from collections.abc import Callable, Iterator
 
 import pytest
-from conftest import Server
 from wire_registers import ID, PAGE, Bar, Page, Reg
+from wire_server import Server
 
 from vdcm import protocol
 from vdcm.client import Client, Region
