@@ -3,6 +3,7 @@
 #include "guard.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -98,6 +99,14 @@ enum vdcm_verdict vdcm_guard_check(const union vdcm_peek *peek, int *error, cons
     return VDCM_PASS;
 }
 
+/* The rest of a message will not come from a client that has closed. */
+static enum vdcm_verdict partial_or_gone(int fd)
+{
+    struct pollfd poller = {.fd = fd, .events = POLLRDHUP};
+
+    return poll(&poller, 1, 0) > 0 ? VDCM_GONE : VDCM_PARTIAL;
+}
+
 enum vdcm_verdict vdcm_guard(int fd, union vdcm_peek *peek, int *error, const char **reason)
 {
     struct iovec iov = {.iov_base = peek, .iov_len = sizeof(*peek)};
@@ -120,7 +129,7 @@ enum vdcm_verdict vdcm_guard(int fd, union vdcm_peek *peek, int *error, const ch
             *reason = "a descriptor arrived with a part of a message header";
             return VDCM_REFUSE;
         }
-        return VDCM_PARTIAL;
+        return partial_or_gone(fd);
     }
     if (peek->header.size < sizeof(struct vdcm_header)) {
         *reason = "a message claims to be shorter than its header";
@@ -138,7 +147,7 @@ enum vdcm_verdict vdcm_guard(int fd, union vdcm_peek *peek, int *error, const ch
         int queued = 0;
 
         if (ioctl(fd, FIONREAD, &queued) < 0 || (uint32_t)queued < peek->header.size) {
-            return VDCM_PARTIAL;
+            return partial_or_gone(fd);
         }
         if ((size_t)got < sizeof(*peek)) {
             /* All is there and yet the look ended early: a descriptor lies within the message. */
@@ -154,17 +163,11 @@ enum vdcm_verdict vdcm_guard(int fd, union vdcm_peek *peek, int *error, const ch
         return reject(EINVAL, "a message is far longer than its command needs", error, reason);
     }
     if (verdict == VDCM_PASS && (msg.msg_flags & MSG_CTRUNC)) {
-        /* Ours or the next message's? Only what comes with the header would reach libvfio-user. */
-        struct vdcm_header header;
-
-        iov.iov_base = &header;
-        iov.iov_len = sizeof(header);
-        msg.msg_flags = 0;
-        got = recvmsg(fd, &msg, MSG_PEEK | MSG_DONTWAIT);
-        if (got != sizeof(header) || (msg.msg_flags & MSG_CTRUNC)) {
-            *reason = "a message that takes no descriptor carries one";
-            return VDCM_REFUSE;
-        }
+        /*
+         * Some message that waits carries a descriptor. A look cannot tell which: with MSG_PEEK
+         * the kernel walks on to the next buffer even when it has copied all that was asked for.
+         */
+        return VDCM_UNSURE;
     }
     return verdict;
 }

@@ -55,6 +55,7 @@ union vdcm_peek {
 enum vdcm_verdict {
     VDCM_PASS,    /* libvfio-user may have it */
     VDCM_OURS,    /* session.c answers it */
+    VDCM_UNSURE,  /* libvfio-user may have it if, once taken, it carries no descriptor */
     VDCM_REJECT,  /* well framed but wrong: answer with an error, go on */
     VDCM_EMPTY,   /* nothing there */
     VDCM_PARTIAL, /* not all of it has arrived */

@@ -53,7 +53,8 @@ struct vdcm_session {
     vdcm_aspace *aspace;
     struct region regions[REGIONS];
     struct vectors kinds[KINDS];
-    int fd; /* the connection; libvfio-user's to close */
+    int client; /* the connection; the caller's to close */
+    int fd; /* libvfio-user's descriptor of it, and its to close */
     bool attached;
     bool partial;
     const char *reason;
@@ -315,6 +316,7 @@ int vdcm_session_attach(vdcm_session *s, int fd, const void *version, size_t len
         error = -errno;
         goto out;
     }
+    s->client = fd;
     s->attached = true;
 
 out:
@@ -354,12 +356,12 @@ int vdcm_session_trigger(vdcm_session *s, int index, uint32_t vector)
 /* ---- the messages that are answered here ----------------------------------------------------- */
 
 struct message {
-    union {
+    int fds[VDCM_MAX_FDS];
+    uint32_t n_fds;
+    union { /* last: a longer message is taken into a longer allocation */
         union vdcm_peek peek;
         uint8_t bytes[VDCM_OURS_MAX];
     };
-    int fds[VDCM_MAX_FDS];
-    uint32_t n_fds;
 };
 
 static int answer(vdcm_session *s, const struct vdcm_header *request, int error,
@@ -715,6 +717,63 @@ static int handle_ours(vdcm_session *s, uint32_t size)
     return error;
 }
 
+/*
+ * Takes a message, and shows it to libvfio-user over a socket pair that stands in for the connection
+ * if it carries no descriptor. Slow, and rare: only for what is sent ahead of DMA_MAP or SET_IRQS
+ * without waiting for the answer.
+ */
+static int pass_by_hand(vdcm_session *s, uint32_t size)
+{
+    struct message *message = malloc(sizeof(*message) - VDCM_OURS_MAX + VDCM_MAX_MESSAGE);
+    int pair[2] = {-1, -1};
+    ssize_t got;
+    int error;
+
+    if (message == NULL) {
+        return -ENOMEM;
+    }
+    error = take(s, size, message);
+    if (error == 0 && message->n_fds > 0) {
+        close_fds(message);
+        s->reason = "a message that takes no descriptor carries one";
+        error = -EPROTO;
+    }
+    if (error != 0) {
+        goto out;
+    }
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0 ||
+        send(pair[1], message->bytes, size, MSG_NOSIGNAL) != (ssize_t)size ||
+        dup3(pair[0], s->fd, O_CLOEXEC) < 0) {
+        error = -errno;
+        goto out;
+    }
+    error = vfu_run_ctx(s->ctx) < 0 ? -EPIPE : 0;
+    if (vfu_get_poll_fd(s->ctx) != s->fd) {
+        error = -ENOTCONN; /* it could not reply, and has closed s->fd */
+        goto out;
+    }
+    if (dup3(s->client, s->fd, O_CLOEXEC) < 0) {
+        error = -errno;
+    }
+    if (error != 0) {
+        goto out;
+    }
+    got = recv(pair[1], message->bytes, VDCM_MAX_MESSAGE, MSG_DONTWAIT);
+    if (got > 0 && send(s->fd, message->bytes, (size_t)got, MSG_NOSIGNAL | MSG_DONTWAIT) != got) {
+        s->reason = "the client does not read its answers";
+        error = -EPIPE;
+    }
+
+out:
+    for (int i = 0; i < 2; i++) {
+        if (pair[i] >= 0) {
+            close(pair[i]);
+        }
+    }
+    free(message);
+    return error;
+}
+
 /* ---- the loop -------------------------------------------------------------------------------- */
 
 static uint64_t now_ns(void)
@@ -748,6 +807,12 @@ int vdcm_session_run(vdcm_session *s, uint64_t turn_ns, uint64_t spin_ns)
             }
             if (vfu_get_poll_fd(s->ctx) != s->fd) {
                 return -ENOTCONN; /* it could not reply, and has closed s->fd */
+            }
+            break;
+        case VDCM_UNSURE:
+            error = pass_by_hand(s, peek.header.size);
+            if (error != 0) {
+                return error;
             }
             break;
         case VDCM_OURS:
