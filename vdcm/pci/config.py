@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final, TypeVar
 
 from vdcm.errors import DeclarationError
-from vdcm.pci.capabilities import Msi, MsiX, PowerState
+from vdcm.pci.capabilities import Msi, MsiX, PciExpress, PowerState
 from vdcm.pci.header import BarLayout, Command, Header, Identity
 from vdcm.pci.part import (
     Capability,
@@ -85,6 +85,11 @@ class ConfigSpace:
             raise DeclarationError(
                 f"{type(extended[0]).__name__} at {extended[0].offset:#x}: "
                 "the first extended capability has to be at 0x100"
+            )
+        if extended and not any(isinstance(c, PciExpress) for c in standard):
+            raise DeclarationError(
+                f"{type(extended[0]).__name__}: software looks for extended capabilities "
+                "only in a function with the PciExpress capability"
             )
         self.capabilities: Final[Sequence[Capability]] = (*standard, *extended)
         self.header.CAPABILITIES_POINTER.preset(standard[0].offset if standard else 0)

@@ -140,8 +140,9 @@ def place_chain(capabilities: Iterable[Capability], begin: int, end: int) -> lis
         capability.offset = offset
         chain.append(capability)
         chain.sort(key=lambda c: c.offset)
-    for capability, following in zip(chain, [*chain[1:], None], strict=True):
-        capability.link(following.offset if following is not None else 0)
+    offsets = [capability.offset for capability in chain]
+    for capability, following in zip(chain, [*offsets[1:], 0], strict=False):
+        capability.link(following)
     return chain
 
 
