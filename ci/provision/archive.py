@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from ci.provision.cache import Cache
 from ci.provision.console import CommandError, Console, ProvisionError
 
 MIRROR_VARIABLE = "VDCM_DEBIAN_MIRROR"
+_FRESH_SECONDS = 600.0  # lists this young serve a second run, as when two of them race
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Archive:
         self.dist = dist
         self._cache = cache
         self._console = console
-        self._home = cache.root / "apt" / dist.codename
+        self._home = cache.root / "apt"
         self._suites: set[str] = set()
 
     def refresh(self, suites: Sequence[str]) -> None:
@@ -100,11 +102,19 @@ class Archive:
         if self._suites >= set(suites):
             return
         wanted = sorted(self._suites | set(suites))
+        # A folder for each choice of suites: apt drops the lists of those that are not named.
+        self._home = self._cache.root / "apt" / "+".join(wanted)
         with self._cache.lock("apt"):
-            self._configure(wanted)
-            self._console.say("apt", f"reading the package lists of {', '.join(wanted)}")
-            # A failed list is only a warning by default, and an old one would be used.
-            self._apt("apt", "reading package lists", "-o", "APT::Update::Error-Mode=any", "update")
+            stamp = self._home / "fresh"
+            changed = self._configure(wanted)
+            age = time.time() - stamp.stat().st_mtime if stamp.exists() else _FRESH_SECONDS
+            if changed or age >= _FRESH_SECONDS:
+                stamp.unlink(missing_ok=True)
+                self._console.say("apt", f"reading the package lists of {', '.join(wanted)}")
+                # By default a list that fails is only a warning, and an old one would be used.
+                update = ("-o", "APT::Update::Error-Mode=any", "update")
+                self._apt("apt", "reading package lists", *update)
+                stamp.touch()
         self._suites = set(wanted)
 
     def resolve(self, packages: Sequence[str], suite: str) -> dict[str, str]:
@@ -114,10 +124,6 @@ class Archive:
         """
         output = self._query("apt-get", "install", "-s", "-t", suite, *packages)
         return dict(re.findall(r"^Inst (\S+) (?:\[\S+\] )?\((\S+) ", output, re.MULTILINE))
-
-    def candidate(self, package: str, suite: str) -> str:
-        """The version of ``package`` in ``suite``."""
-        return self.resolve([package], suite)[package]
 
     def unpack(self, topic: str, packages: dict[str, str], root: Path) -> None:
         """Download exactly these packages and unpack them below ``root``; runs none of their
@@ -154,19 +160,21 @@ class Archive:
             topic, "downloading", "source", "--download-only", f"{package}={version}", cwd=into
         )
 
-    def _configure(self, suites: Sequence[str]) -> None:
+    def _configure(self, suites: Sequence[str]) -> bool:
+        """Write apt's configuration; returns whether the sources are other than before."""
         for folder in ("state/lists/partial", "cache/archives/partial", "parts"):
             (self._home / folder).mkdir(parents=True, exist_ok=True)
         (self._home / "status").touch()
         signed = f"[signed-by={self.dist.keyring}] " if Path(self.dist.keyring).exists() else ""
         mirror = os.environ.get(MIRROR_VARIABLE) or self._system_mirror()
-        (self._home / "sources.list").write_text(
-            "".join(
-                f"{kind} {signed}{mirror} {suite} {self.dist.components}\n"
-                for suite in suites
-                for kind in ("deb", "deb-src")
-            )
+        sources = "".join(
+            f"{kind} {signed}{mirror} {suite} {self.dist.components}\n"
+            for suite in suites
+            for kind in ("deb", "deb-src")
         )
+        listed = self._home / "sources.list"
+        changed = not listed.exists() or listed.read_text() != sources
+        listed.write_text(sources)
         # Of the system's configuration only the transport's options are kept: its hooks act on
         # the system's own cache. Index targets other than packages and sources are not needed.
         kept = [
@@ -194,6 +202,7 @@ class Archive:
                 ]
             )
         )
+        return changed
 
     def _system_mirror(self) -> str:
         fields = ["REPO_URI", "RELEASE", "CODENAME", "ORIGIN", "LABEL", "COMPONENT"]

@@ -115,7 +115,7 @@ def _try_version(console: Console, archive: Archive, version: str, folder: Path)
             extract(tarball, _FOLDER, folder, console)
         return None if (folder / HEADER).is_file() else f"no {_FOLDER} (gone since QEMU 10.2)"
     except CommandError as error:
-        return str(error)
+        return "\n".join([str(error), *error.tail[-5:]])
     finally:
         shutil.rmtree(download)
 

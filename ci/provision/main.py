@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import signal
@@ -60,7 +61,9 @@ def main(arguments: list[str]) -> int:
     except ProvisionError as error:
         return _fail(error, (), log)
     except OSError as error:
-        return _fail(ProvisionError(f"{error}: free or mend it, then run again"), (), log)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        text = f"{error}: free some space (an empty cache needs about 2 GB)" if full else str(error)
+        return _fail(ProvisionError(text), (), log)
     except KeyboardInterrupt:
         print("\nci/bootstrap: interrupted; nothing half-made is left", file=sys.stderr)
         return 130

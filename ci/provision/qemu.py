@@ -92,7 +92,7 @@ def _plan(archive: Archive) -> tuple[str, Builder]:
             archive.refresh([archive.dist.codename, *suites])
             packages = archive.resolve(["qemu-system-x86"], suites[0])
         except CommandError as error:
-            problems.append(f"{suites[0]}: {error}")
+            problems += [f"{suites[0]}: {error}", *error.tail[-5:]]
             continue
         # The epoch is dropped: a colon would end a folder in the loader's library path.
         version = packages["qemu-system-x86"].split(":")[-1]
