@@ -1,1 +1,55 @@
-"""vdcm: a Virtual Device Composition Module that serves PCIe devices to stock QEMU from Python."""
+"""vdcm: a Virtual Device Composition Module that serves PCIe devices to stock QEMU from Python.
+
+These are the names that a device model needs. The native client is ``vdcm.client``.
+"""
+
+from vdcm.bars import Bar, PagePolicy, Pages
+from vdcm.errors import DmaError, VdcmError
+from vdcm.host import Parent
+from vdcm.manager import serve
+from vdcm.pci import (
+    BarKind,
+    Capability,
+    DeviceSerialNumber,
+    Dvsec,
+    Identity,
+    MaskableMsi,
+    Msi,
+    MsiX,
+    PciExpress,
+    PowerManagement,
+    VendorSpecific,
+    VendorSpecificExtended,
+)
+from vdcm.properties import Property, PropertyError
+from vdcm.registers import Access, Field, Register, RegisterMap
+from vdcm.vdev import Vdev
+
+__all__ = [
+    "Access",
+    "Bar",
+    "BarKind",
+    "Capability",
+    "DeviceSerialNumber",
+    "DmaError",
+    "Dvsec",
+    "Field",
+    "Identity",
+    "MaskableMsi",
+    "Msi",
+    "MsiX",
+    "PagePolicy",
+    "Pages",
+    "Parent",
+    "PciExpress",
+    "PowerManagement",
+    "Property",
+    "PropertyError",
+    "Register",
+    "RegisterMap",
+    "VdcmError",
+    "Vdev",
+    "VendorSpecific",
+    "VendorSpecificExtended",
+    "serve",
+]

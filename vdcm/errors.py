@@ -1,14 +1,14 @@
 """The one exception tree. Every message names the place and, where there is one, the fix.
 
-    VdcmError
-    ├── DeclarationError    a device model declares something impossible (raised when the class is made)
-    ├── DefinitionError     a definition file is wrong; carries file, line and column
-    ├── StateError          a call at the wrong time; names the state it was in and the one it needs
-    ├── PrerequisiteError   the machine lacks something; names the command that provides it
-    ├── TransportError      a socket or a client failed
-    │   └── ProtocolError   the peer broke the vfio-user protocol, or refused a request
-    ├── DmaError            guest memory cannot be reached; names PASID, address and length
-    └── ControlError        a control request was refused
+VdcmError
+├── DeclarationError    a device model declares something impossible
+├── DefinitionError     a definition file is wrong; carries file, line and column
+├── StateError          a call at the wrong time; names the state it was in and the one it needs
+├── PrerequisiteError   the machine lacks something; names the command that provides it
+├── TransportError      a socket or a client failed
+│   └── ProtocolError   the peer broke the vfio-user protocol, or refused a request
+├── DmaError            guest memory cannot be reached; names PASID, address and length
+└── ControlError        a control request was refused
 """
 
 from __future__ import annotations

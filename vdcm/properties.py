@@ -38,7 +38,7 @@ class Property(Generic[Value]):
         live: bool = True,
         doc: str = "",
     ) -> None:
-        self.default = default
+        self.default: Value = default
         self.minimum = minimum
         self.maximum = maximum
         self.live = live
@@ -70,10 +70,11 @@ class Property(Generic[Value]):
         kind = type(self.default)
         if type(value) is not kind:
             raise PropertyError(f"{self.name} takes {_WORDS[kind]}, not {value!r}")
-        if isinstance(value, int) and not isinstance(value, bool):
-            if value < self.minimum or (self.maximum is not None and value > self.maximum):
-                upper = "" if self.maximum is None else f" to {self.maximum:#x}"
-                raise PropertyError(f"{self.name} takes {self.minimum:#x}{upper}, not {value:#x}")
+        if type(value) is not int:
+            return
+        if value < self.minimum or (self.maximum is not None and value > self.maximum):
+            upper = "" if self.maximum is None else f" to {self.maximum:#x}"
+            raise PropertyError(f"{self.name} takes {self.minimum:#x}{upper}, not {value:#x}")
 
     def parse(self, text: str) -> Value:
         """The value that ``text`` of a command line stands for; ints in any Python notation."""

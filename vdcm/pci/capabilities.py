@@ -260,6 +260,10 @@ class MaskableMsi(Msi):
     def mask(self) -> int:
         return self.MASK.value
 
+    def show_pending(self, vectors: int) -> None:
+        """Set the pending bits, one per vector."""
+        self.PENDING.value = vectors
+
     def on_write_MASK(self, _value: int) -> None:
         self.publish()
 

@@ -1,0 +1,282 @@
+"""Interrupts of a VDEV: INTx, MSI and MSI-X, with mask and pending.
+
+A client binds an eventfd to a vector (vfio-user SET_IRQS); a delivery signals it. A vector that may
+not be delivered now - masked, or nothing bound yet - becomes pending, and is delivered once when
+that changes (PCI Express base specification 5.0, 6.1.4; MSI-X pending bits, 7.7.2.8).
+
+Who masks: the guest by the function mask and the per-vector mask in MSI-X table or MSI capability,
+and the client by SET_IRQS. As with VFIO in the kernel, binding an eventfd unmasks the vector's
+entry in the MSI-X table and unbinding masks it: a VMM keeps the guest's table itself and shows it
+to nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
+
+from vdcm.errors import DeclarationError, VdcmError
+from vdcm.protocol import Irq
+from vdcm.registers import Access, BoundRegister, Field, Register, RegisterMap
+from vdcm.transport import IrqAction
+
+Trigger = Callable[[Irq, int], bool]
+"""Signals the eventfd of a vector; False if none is bound to it."""
+
+
+class MsixMaps(NamedTuple):
+    """The registers of MSI-X; ``controls`` are the table's Vector Control words."""
+
+    table: RegisterMap
+    pending_bits: RegisterMap
+    controls: Sequence[BoundRegister]
+
+
+def msix_maps(owner: Interrupts, vectors: int) -> MsixMaps:
+    """MSI-X table and pending bit array of ``vectors`` (1 to 2048) entries.
+
+    An entry is 16 bytes and masked after reset (PCIe 5.0, 7.7.2.5 to 7.7.2.8); the pending bits
+    are 64-bit words (7.7.2.9).
+    """
+
+    class MsixTable(RegisterMap):
+        ADDRESS_LOW = Register(
+            0x0, 32, count=vectors, stride=16, fields={"ADDRESS": Field(2, 30)}, doc="Address"
+        )
+        ADDRESS_HIGH = Register(0x4, 32, count=vectors, stride=16, doc="Upper address")
+        DATA = Register(0x8, 32, count=vectors, stride=16, doc="Message data")
+        CONTROL = Register(
+            0xC, 32, count=vectors, stride=16, fields={"MASK": Field(0, reset=1)}, doc="Control"
+        )
+
+    class PendingBits(RegisterMap):
+        PENDING = Register(0x0, 64, Access.RO, count=-(-vectors // 64), doc="Pending bits")
+
+    table = MsixTable(owner, also=(PendingBits,))
+    return MsixMaps(table, PendingBits(owner, also=(MsixTable,)), list(table.CONTROL))
+
+
+@dataclass
+class _Kind:
+    """State of one kind of interrupt. Sets hold vector numbers."""
+
+    count: int
+    enabled: bool = False  # by the guest, in configuration space
+    all_masked: bool = False  # function mask of MSI-X, Interrupt Disable of INTx
+    bound: set[int] = field(default_factory=set)
+    client_masked: set[int] = field(default_factory=set)
+    guest_masked: set[int] = field(default_factory=set)
+    pending: set[int] = field(default_factory=set)
+
+    def blocked(self, vector: int) -> bool:
+        return (
+            self.all_masked
+            or vector not in self.bound
+            or vector in self.client_masked
+            or vector in self.guest_masked
+        )
+
+
+class Interrupts:
+    """All interrupts of one VDEV.
+
+    ``counts`` says how many vectors there are of each kind: INTx 0 or 1, MSI 0 to 32 in powers of
+    two, MSI-X 0 to 2048. ``delivered`` counts signals given to the client since the start.
+    """
+
+    LIMITS: ClassVar = {Irq.INTX: 1, Irq.MSI: 32, Irq.MSIX: 2048}
+
+    def __init__(self, intx: int = 0, msi: int = 0, msix: int = 0) -> None:
+        self.counts = {Irq.INTX: intx, Irq.MSI: msi, Irq.MSIX: msix}
+        for kind, count in self.counts.items():
+            if not 0 <= count <= self.LIMITS[kind]:
+                raise DeclarationError(
+                    f"{kind.name} has 0 to {self.LIMITS[kind]} vectors, not {count}"
+                )
+        self._kinds = {kind: _Kind(count) for kind, count in self.counts.items()}
+        self._trigger: Trigger | None = None
+        self._line = False
+        self.delivered = 0
+        self.observer: Callable[[str], None] | None = None
+        self.on_line: Callable[[bool], None] | None = None
+        """Called when the INTx line changes, for the Interrupt Status bit."""
+        self.on_msi_pending: Callable[[int], None] | None = None
+        """Called when MSI's pending bits change, with all of them."""
+        self.msix = msix_maps(self, msix) if msix else None
+
+    # The device's side.
+
+    def signal(self, vector: int = 0) -> None:
+        """Send message ``vector`` (MSI-X or MSI, whichever is in use; MSI wraps at its count).
+
+        With neither in use there is nothing to send to: as on a real function, it is lost.
+        Raises VdcmError for a vector that the device does not have.
+        """
+        limit = max(self.counts[Irq.MSI], self.counts[Irq.MSIX])
+        if not 0 <= vector < limit:
+            raise VdcmError(f"interrupt vector {vector} is out of range: there are {limit}")
+        for kind in (Irq.MSIX, Irq.MSI):
+            state = self._kinds[kind]
+            if state.count and (state.enabled or state.bound):
+                self._deliver(kind, vector % state.count)
+                return
+        if self.observer is not None:
+            self.observer(f"interrupt {vector} lost: neither MSI-X nor MSI is enabled")
+
+    def set_line(self, asserted: bool) -> None:
+        """Set the level of the interrupt line.
+
+        Where MSI or MSI-X is in use, a rising edge sends vector 0 instead.
+        """
+        if asserted == self._line:
+            return
+        self._line = asserted
+        if self.on_line is not None:
+            self.on_line(asserted)
+        if self.observer is not None:
+            self.observer(f"INTx {'asserted' if asserted else 'deasserted'}")
+        if not asserted:
+            return
+        if any(
+            self._kinds[kind].enabled or self._kinds[kind].bound for kind in (Irq.MSI, Irq.MSIX)
+        ):
+            self.signal(0)
+        else:
+            self._deliver_line()
+
+    @property
+    def line(self) -> bool:
+        """The level of the interrupt line."""
+        return self._line
+
+    def pending(self, kind: Irq) -> frozenset[int]:
+        """Vectors that wait to be delivered."""
+        return frozenset(self._kinds[kind].pending)
+
+    def _deliver(self, kind: Irq, vector: int) -> None:
+        state = self._kinds[kind]
+        trigger = self._trigger
+        if trigger is None or state.blocked(vector) or not trigger(kind, vector):
+            state.pending.add(vector)
+            self._show_pending(kind)
+            if self.observer is not None:
+                self.observer(f"{kind.name} {vector} pending")
+            return
+        if vector in state.pending:
+            state.pending.remove(vector)
+            self._show_pending(kind)
+        self.delivered += 1
+        if self.observer is not None:
+            self.observer(f"{kind.name} {vector} delivered")
+
+    def _show_pending(self, kind: Irq) -> None:
+        if kind is Irq.MSI and self.on_msi_pending is not None:
+            self.on_msi_pending(sum(1 << vector for vector in self._kinds[kind].pending))
+
+    def _deliver_line(self) -> None:
+        state = self._kinds[Irq.INTX]
+        if not (state.count and self._line and self._trigger) or state.blocked(0):
+            return
+        if self._trigger(Irq.INTX, 0):
+            # Level-triggered: the client unmasks when the guest has served it (VFIO AUTOMASKED).
+            state.client_masked.add(0)
+            self.delivered += 1
+            if self.observer is not None:
+                self.observer("INTX 0 delivered")
+
+    def _look_again(self, kind: Irq, vectors: Iterable[int]) -> None:
+        """Something that held these vectors back may be gone."""
+        if kind is Irq.INTX:
+            self._deliver_line()
+            return
+        state = self._kinds[kind]
+        for vector in sorted(state.pending.intersection(vectors)):
+            if not state.blocked(vector):
+                self._deliver(kind, vector)
+
+    # The client's side.
+
+    def attach(self, trigger: Trigger) -> None:
+        """A client has connected; it has bound nothing yet."""
+        self._trigger = trigger
+
+    def detach(self) -> None:
+        """The client has gone, and its eventfds and masks with it."""
+        self._trigger = None
+        for state in self._kinds.values():
+            state.bound.clear()
+            state.client_masked.clear()
+
+    def irqs_changed(self, kind: Irq, action: IrqAction, start: int, count: int) -> None:
+        """The client bound or masked vectors [start, start + count) of ``kind``."""
+        state = self._kinds[kind]
+        vectors = range(start, start + count)
+        if action is IrqAction.BOUND:
+            state.bound.update(vectors)
+            state.client_masked.difference_update(vectors)
+            self._set_table_mask(kind, vectors, masked=False)
+        elif action is IrqAction.UNBOUND:
+            state.bound.difference_update(vectors)
+            state.client_masked.difference_update(vectors)
+            self._set_table_mask(kind, vectors, masked=True)
+        elif action is IrqAction.MASKED:
+            state.client_masked.update(vectors)
+        else:
+            state.client_masked.difference_update(vectors)
+        self._look_again(kind, vectors)
+
+    def _set_table_mask(self, kind: Irq, vectors: Iterable[int], *, masked: bool) -> None:
+        if kind is not Irq.MSIX or self.msix is None:
+            return
+        for vector in vectors:
+            self.msix.controls[vector].MASK = int(masked)
+            self._set_guest_mask(Irq.MSIX, vector, masked=masked)
+
+    # The guest's side.
+
+    def set_enabled(self, kind: Irq, *, enabled: bool, all_masked: bool = False) -> None:
+        """The guest enabled, disabled or masked a kind of interrupt in configuration space."""
+        state = self._kinds[kind]
+        state.enabled = enabled
+        state.all_masked = all_masked
+        if not all_masked:
+            self._look_again(kind, range(state.count))
+
+    def set_guest_masks(self, kind: Irq, mask: int) -> None:
+        """The guest wrote MSI's per-vector mask bits."""
+        state = self._kinds[kind]
+        state.guest_masked = {vector for vector in range(state.count) if mask >> vector & 1}
+        self._look_again(kind, range(state.count))
+
+    def _set_guest_mask(self, kind: Irq, vector: int, *, masked: bool) -> None:
+        guest_masked = self._kinds[kind].guest_masked
+        if masked:
+            guest_masked.add(vector)
+        else:
+            guest_masked.discard(vector)
+
+    def on_write_CONTROL(self, index: int, value: int) -> None:
+        if index < self.counts[Irq.MSIX]:
+            self._set_guest_mask(Irq.MSIX, index, masked=bool(value & 1))
+            self._look_again(Irq.MSIX, (index,))
+
+    def on_read_PENDING(self, index: int) -> int:
+        word = range(64 * index, 64 * index + 64)
+        return sum(1 << (v - word.start) for v in self._kinds[Irq.MSIX].pending.intersection(word))
+
+    def reset(self) -> None:
+        """What a function-level reset does: nothing pending, all as after power-on.
+
+        Eventfds stay bound: they are the client's, not the guest's.
+        """
+        self._line = False
+        for state in self._kinds.values():
+            state.pending.clear()
+            state.enabled = state.all_masked = False
+            state.guest_masked.clear()
+        if self.msix is not None:
+            self.msix.table.reset()
+            bound = self._kinds[Irq.MSIX].bound
+            for vector in range(self.counts[Irq.MSIX]):
+                self._set_table_mask(Irq.MSIX, (vector,), masked=vector not in bound)

@@ -1,0 +1,301 @@
+"""A VDEV: one virtual PCIe device, composed of config space, BARs, interrupts and DMA.
+
+A device model subclasses ``Vdev``, declares its identity and registers, and reacts by name:
+
+    class Blinker(Vdev):
+        identity = Identity(vendor=0x1234, device=0x0001, class_code=0xFF0000)
+
+        def __init__(self, name: str) -> None:
+            bar = Bar(0, 0x1000)
+            bar.place(0, Registers(self))
+            super().__init__(name, bars=[bar])
+
+The base class does the rest: the configuration space with its capabilities, the MSI-X table in the
+BAR that the capability names, masks and pending bits, function-level reset, and what a client sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from typing import Any, ClassVar, Final
+
+from vdcm import dma
+from vdcm.bars import Bar
+from vdcm.errors import DeclarationError, DmaError, StateError, VdcmError
+from vdcm.interrupts import Interrupts
+from vdcm.pasid import PASIDS
+from vdcm.pci import (
+    Capability,
+    Command,
+    ConfigEvents,
+    ConfigSpace,
+    Identity,
+    MaskableMsi,
+    Msi,
+    MsiX,
+    PciExpress,
+    PowerManagement,
+)
+from vdcm.properties import properties_of
+from vdcm.protocol import Irq, Region
+from vdcm.registers import AccessRecord
+from vdcm.transport import IrqAction, RegionDescription, Session
+
+
+class VdevState(Enum):
+    """The life of a VDEV: READY ⇄ ATTACHED, and CLOSED for good. RESETTING lies within the first
+    two, while a reset waits for the device to be quiet."""
+
+    READY = "ready"
+    ATTACHED = "attached"
+    RESETTING = "resetting"
+    CLOSED = "closed"
+
+
+class Vdev:
+    """One virtual device. ``name`` is unique in the process and appears in every message.
+
+    ``bars``: at most six, each index once. ``capabilities``: beyond the PCI Express and power
+    management ones, which every VDEV has. Raises DeclarationError for what cannot be composed.
+
+    A model may define ``on_reset(self)``, called when the function has been reset.
+    """
+
+    identity: ClassVar[Identity]
+    intx: ClassVar[bool] = False
+    """The device has an interrupt line (INTA#)."""
+
+    def __init__(
+        self, name: str, bars: Sequence[Bar] = (), capabilities: Sequence[Capability] = ()
+    ) -> None:
+        self.name: Final = name
+        self.state = VdevState.READY
+        self.bars: Final[Mapping[int, Bar]] = {bar.index: bar for bar in bars}
+        self.session: Session | None = None
+        self.resets = 0
+        self.accesses = 0
+        self._observer: Callable[[str], None] | None = None
+        msi = next((c for c in capabilities if isinstance(c, Msi)), None)
+        msix = next((c for c in capabilities if isinstance(c, MsiX)), None)
+        self.interrupts: Final = Interrupts(
+            intx=int(self.intx),
+            msi=msi.vectors if msi else 0,
+            msix=msix.vectors if msix else 0,
+        )
+        if msix is not None:
+            self._place_msix(msix)
+        self.config: Final = ConfigSpace(
+            self.identity,
+            bars=[bar.layout for bar in bars],
+            capabilities=[PowerManagement(), PciExpress(), *capabilities],
+            intx=self.intx,
+            owner=_Events(self),
+        )
+        self.interrupts.on_line = self.config.set_interrupt_status
+        if isinstance(msi, MaskableMsi):
+            self.interrupts.on_msi_pending = msi.show_pending
+        self.address_space: Final = dma.SecondLevel()
+        self.pasid: Final = PASIDS.allocate(self.address_space)
+
+    def _place_msix(self, msix: MsiX) -> None:
+        registers = self.interrupts.msix
+        assert registers is not None  # there are vectors, so there is a table
+        for part, bar, offset in (
+            (registers.table, msix.table_bar, msix.table_offset),
+            (registers.pending_bits, msix.pba_bar, msix.pba_offset),
+        ):
+            if bar not in self.bars:
+                raise DeclarationError(f"MSI-X is to be in BAR{bar}, which there is not")
+            self.bars[bar].place(offset, part)
+
+    # What a model calls.
+
+    def dma_read(self, iova: int, length: int) -> bytes:
+        """``length`` bytes of guest memory under this VDEV's PASID.
+
+        Raises DmaError if any of them cannot be read, or the guest has not made the function a bus
+        master (PCIe 5.0, 7.5.1.1.3).
+        """
+        self._check_bus_master()
+        return dma.read(self.pasid, iova, length)
+
+    def dma_write(self, iova: int, data: bytes | bytearray | memoryview) -> None:
+        """Write guest memory under this VDEV's PASID.
+
+        Raises DmaError as ``dma_read`` does; then nothing is written.
+        """
+        self._check_bus_master()
+        dma.write(self.pasid, iova, data)
+
+    def _check_bus_master(self) -> None:
+        if not self.config.header.COMMAND.BUS_MASTER:
+            raise DmaError(
+                f"{self.name}: DMA while Bus Master Enable is 0: the driver has to set it "
+                "(Linux: pci_set_master) before the device may reach memory"
+            )
+
+    def on_reset(self) -> None:
+        """The function has been reset; registers already hold their reset values."""
+
+    # What transport calls (transport.Servable).
+
+    def regions(self) -> Sequence[RegionDescription]:
+        config = RegionDescription(Region.CONFIG, self.config.SIZE, memory=False)
+        return [*(bar.region() for bar in self.bars.values()), config]
+
+    def vectors(self) -> Mapping[Irq, int]:
+        return self.interrupts.counts
+
+    def read(self, region: int, offset: int, width: int) -> int:
+        self.accesses += 1
+        if region == Region.CONFIG:
+            return self.config.space.read(offset, width)
+        return self._bar(region).read(offset, width)
+
+    def write(self, region: int, offset: int, width: int, value: int) -> None:
+        self.accesses += 1
+        if region == Region.CONFIG:
+            self.config.space.write(offset, width, value)
+        else:
+            self._bar(region).write(offset, width, value)
+
+    def _bar(self, region: int) -> Bar:
+        try:
+            return self.bars[region]
+        except KeyError:
+            raise VdcmError(f"an access to region {region}, which there is not") from None
+
+    def attached(self, session: Session) -> None:
+        if self.state is not VdevState.READY:
+            raise StateError(f"{self.name} is {self.state.value}, a client needs it ready")
+        self.state = VdevState.ATTACHED
+        self.session = session
+        self.address_space.attach(session.memory)
+        self.interrupts.attach(session.trigger)
+
+    def detached(self) -> None:
+        """The client has gone: as if the power had been cycled."""
+        self.session = None
+        self.interrupts.detach()
+        self.reset()
+        self.address_space.detach()
+        if self.state is VdevState.ATTACHED:
+            self.state = VdevState.READY
+
+    def reset(self) -> None:
+        """Reset the function (PCIe 5.0, 6.6.2): registers, shared pages, interrupts, the model."""
+        if self.state not in (VdevState.READY, VdevState.ATTACHED):
+            raise StateError(f"{self.name} is {self.state.value}: it cannot be reset now")
+        before, self.state = self.state, VdevState.RESETTING
+        try:
+            self._say("reset")
+            self.resets += 1
+            self.config.reset()
+            for bar in self.bars.values():
+                bar.reset()
+            self.interrupts.reset()
+            self.on_reset()
+        finally:
+            self.state = before
+
+    def dma_changed(self, iova: int, size: int, *, mapped: bool, shared: bool) -> None:
+        what = "map" if mapped else "unmap"
+        self._say(f"dma {what} {iova:#x}+{size:#x}{'' if shared or not mapped else ' not shared'}")
+
+    def irqs_changed(self, kind: Irq, action: IrqAction, start: int, count: int) -> None:
+        if count:
+            self._say(f"{kind.name} {start}..{start + count - 1} {action.name.lower()}")
+        self.interrupts.irqs_changed(kind, action, start, count)
+
+    # What the manager and a person want to know.
+
+    @property
+    def observer(self) -> Callable[[str], None] | None:
+        """Gets a line for each access, interrupt, reset and DMA map; None costs nothing."""
+        return self._observer
+
+    @observer.setter
+    def observer(self, observer: Callable[[str], None] | None) -> None:
+        def record(access: AccessRecord) -> None:
+            if observer is not None:
+                observer(str(access))
+
+        self._observer = observer
+        access_observer = record if observer is not None else None
+        self.config.space.observer = access_observer
+        for bar in self.bars.values():
+            bar.space.observer = access_observer
+        self.interrupts.observer = observer
+
+    def _say(self, text: str) -> None:
+        if self._observer is not None:
+            self._observer(text)
+
+    def describe(self) -> dict[str, Any]:
+        """The composition and its counters, JSON-able."""
+        return {
+            "name": self.name,
+            "state": self.state.value,
+            "pci_id": f"{self.identity.vendor:04x}:{self.identity.device:04x}",
+            "pasid": self.pasid,
+            "bars": [
+                {
+                    "index": bar.index,
+                    "size": bar.size,
+                    "kind": bar.layout.kind.name.lower(),
+                    "pages": [
+                        {"offset": p.offset, "size": p.size, "policy": p.policy.value}
+                        for p in bar.pages
+                    ],
+                }
+                for bar in self.bars.values()
+            ],
+            "vectors": {kind.name.lower(): n for kind, n in self.interrupts.counts.items() if n},
+            "dma": [
+                {"iova": r.iova, "size": r.size, "shared": r.shared}
+                for r in self.address_space.ranges
+            ],
+            "counters": {
+                "accesses": self.accesses,
+                "interrupts": self.interrupts.delivered,
+                "resets": self.resets,
+                "messages": self.session.messages if self.session is not None else 0,
+            },
+            "properties": {name: getattr(self, name) for name in properties_of(type(self))},
+        }
+
+    def close(self) -> None:
+        """Give PASID and memory back. Twice is harmless."""
+        if self.state is VdevState.CLOSED:
+            return
+        if self.session is not None:
+            raise StateError(f"{self.name} has a client: stop serving it first")
+        self.state = VdevState.CLOSED
+        PASIDS.release(self.pasid)
+        for bar in self.bars.values():
+            bar.close()
+
+
+class _Events(ConfigEvents):
+    """What the guest does in configuration space, passed on to the parts that it concerns."""
+
+    def __init__(self, vdev: Vdev) -> None:
+        self._vdev = vdev
+
+    def on_command_change(self, command: Command) -> None:
+        self._vdev.interrupts.set_enabled(
+            Irq.INTX, enabled=True, all_masked=Command.INTX_DISABLE in command
+        )
+
+    def on_msi_change(self, msi: Msi) -> None:
+        self._vdev.interrupts.set_enabled(Irq.MSI, enabled=msi.enabled)
+        self._vdev.interrupts.set_guest_masks(Irq.MSI, msi.mask)
+
+    def on_msix_change(self, msix: MsiX) -> None:
+        self._vdev.interrupts.set_enabled(
+            Irq.MSIX, enabled=msix.enabled, all_masked=msix.function_masked
+        )
+
+    def on_function_level_reset(self) -> None:
+        self._vdev.reset()
