@@ -1,0 +1,388 @@
+"""The command line: what is printed where, and the exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_model import HOUSE
+
+from vdcm import cli, definition, manager
+from vdcm.control import ControlServer
+from vdcm.definition import load
+from vdcm.doctor import Check, Status
+from vdcm.manager import Manager
+
+DEADLINE = 10.0
+FILE = """\
+vdevs:
+  lamp0: {type: lamp, socket: lamp0.sock, level: 3}
+  lamp1: {type: lamp, socket: lamp1.sock}
+control: c.sock
+"""
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """``run("list", "--json")``: the command, in this process."""
+    monkeypatch.setattr(definition, "models", lambda: HOUSE)
+    monkeypatch.setattr(manager, "models", lambda: HOUSE)
+    monkeypatch.setattr(cli, "_debug", False)
+    monkeypatch.delenv("VDCM_CONTROL", raising=False)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+
+    def call(*words: str | Path) -> Done:
+        monkeypatch.setattr(sys, "argv", ["vdcm", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as raised:
+            cli.main()
+        code = raised.value.code or 0
+        assert isinstance(code, int)
+        return Done(code, *capsys.readouterr())
+
+    yield call
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "d.yaml").write_text(FILE)
+    return tmp_path / "d.yaml"
+
+
+@pytest.fixture
+def server(file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
+    """A server of ``file``, and VDCM_CONTROL set to its socket."""
+    made: list[Any] = []
+    ready = threading.Event()
+
+    async def serve() -> None:
+        vdevs = Manager()
+        found = load(file, HOUSE)
+        vdevs.define(found)
+        made.extend([vdevs, asyncio.get_running_loop()])
+        try:
+            async with ControlServer(vdevs, found.control):
+                vdevs.start_all()
+                ready.set()
+                await vdevs.stopping.wait()
+        finally:
+            vdevs.close()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
+    thread.start()
+    assert ready.wait(DEADLINE)
+    monkeypatch.setenv("VDCM_CONTROL", str(file.parent / "c.sock"))
+    yield made[0]
+    made[1].call_soon_threadsafe(made[0].stopping.set)
+    thread.join(DEADLINE)
+
+
+# Help and usage
+
+
+VERBS = ("serve", "list", "show", "set", "trace", "types", "qemu-args", "doctor")
+
+
+def test_help_names_every_verb(run: Run) -> None:
+    done = run("--help")
+    assert done.code == 0
+    assert all(f"\n  {verb} " in done.out for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_has_an_example(run: Run, verb: str) -> None:
+    done = run(verb, "--help")
+    assert done.code == 0
+    assert f"Example: vdcm {verb}" in done.out
+
+
+def test_version(run: Run) -> None:
+    done = run("--version")
+    assert (done.code, done.out.split()[0]) == (0, "vdcm")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["no-such-verb"],
+        ["list", "--no-such-option"],
+        ["show"],
+        ["set", "lamp0", "level"],
+        ["set", "lamp0", "=3"],
+        ["set", "lamp0", "level=1", "level=2"],
+        ["serve", "d.yaml", "--log-level", "loud"],
+        ["qemu-args", "x.sock", "--memory", "lots"],
+        ["qemu-args", "x.sock", "--json", "--libvirt"],
+        ["qemu-args", "x.sock", "lamp0"],
+    ],
+)
+def test_wrong_usage_is_2(run: Run, words: list[str]) -> None:
+    done = run(*words)
+    assert (done.code, done.out) == (2, "")
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("verb", ["serve", "qemu-args"])
+def test_a_bad_definition_is_2_with_a_line_for_each_mistake(
+    run: Run, tmp_path: Path, verb: str
+) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text("vdevs:\n  a: {type: lmap}\n  b: {type: lamp, level: x}\n")
+    done = run(verb, file)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.splitlines() == [
+        f"vdcm: {file}:2: unknown type lmap (did you mean lamp? known: broken-lamp, lamp)",
+        f"vdcm: {file}:3: level takes a whole number, not 'x'",
+    ]
+
+
+def test_other_errors_are_1_on_one_line(run: Run, tmp_path: Path) -> None:
+    done = run("list", "--control", tmp_path / "none.sock")
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith("vdcm: no server answers on ")
+    assert len(done.err.splitlines()) == 1
+
+
+def test_debug_shows_the_traceback(run: Run, tmp_path: Path) -> None:
+    done = run("--debug", "list", "--control", tmp_path / "none.sock")
+    assert done.code == 1
+    assert "Traceback" in done.err
+    assert done.err.splitlines()[-1].startswith("vdcm: ")
+
+
+# Asking a server
+
+
+def test_list(run: Run, server: Manager, tmp_path: Path) -> None:
+    done = run("list")
+    assert done.code == 0
+    assert [line.split() for line in done.out.splitlines()] == [
+        ["NAME", "TYPE", "PARENT", "STATE", "SOCKET"],
+        ["lamp0", "lamp", "house", "ready", str(tmp_path / "lamp0.sock")],
+        ["lamp1", "lamp", "house", "ready", str(tmp_path / "lamp1.sock")],
+    ]
+    assert json.loads(run("list", "--json").out) == server.summaries()
+
+
+def test_show(run: Run, server: Manager) -> None:
+    lines = run("show", "lamp0").out.splitlines()
+    assert lines[0] == "name: lamp0"
+    assert "  level: 3" in lines
+    assert "  lit: no" in lines
+    assert json.loads(run("show", "lamp0", "--json").out) == server.show("lamp0")
+
+
+def test_set(run: Run, server: Manager) -> None:
+    done = run("set", "lamp0", "level=0x20", "label=a=b", "lit=on")
+    assert (done.code, done.out, done.err) == (0, "", "")
+    assert server.show("lamp0")["properties"] == {
+        "level": 0x20,
+        "label": "a=b",
+        "lit": True,
+        "wiring": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["set", "lamp0", "level=1", "lit=2"], "lit takes true or false, not '2'"),
+        (["set", "lamp0", "wiring=2"], "lamp0 is being served"),
+        (["set", "lamp2", "level=1"], "there is no VDEV lamp2"),
+        (["show", "lamp2"], "there is no VDEV lamp2 (did you mean lamp"),
+        (["trace", "lamp2"], "there is no VDEV lamp2"),
+    ],
+)
+def test_refusals(run: Run, server: Manager, words: list[str], said: str) -> None:
+    done = run(*words)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith(f"vdcm: {said}")
+    assert server.show("lamp0")["properties"]["level"] == 3
+
+
+def test_trace_ends_when_the_server_does(run: Run, server: Manager) -> None:
+    vdev = server.entry("lamp0").vdev
+    loop: asyncio.AbstractEventLoop = server._transport._loop  # type: ignore[union-attr]
+
+    def touch() -> None:
+        while vdev.observer is None:
+            threading.Event().wait(0.001)
+        loop.call_soon_threadsafe(server.set, "lamp0", {"level": 5})
+        loop.call_soon_threadsafe(server.stopping.set)
+
+    thread = threading.Thread(target=touch)
+    thread.start()
+    done = run("trace", "lamp0")
+    thread.join(DEADLINE)
+    assert done.code == 1
+    assert "the server has gone" in done.err
+
+
+def test_trace_prints_lines_and_what_was_dropped(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Client:
+        def __init__(self, path: Path) -> None:
+            assert path == tmp_path / "c.sock"
+
+        def __enter__(self) -> Client:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def trace(self, name: str) -> Iterator[dict[str, Any]]:
+            yield {"name": name, "time": 0.25, "line": "write LEVEL 0x5", "dropped": 0}
+            yield {"name": name, "time": 1.5, "line": "reset", "dropped": 7}
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "ControlClient", Client)
+    done = run("trace", "lamp0", "--control", tmp_path / "c.sock")
+    first, dropped, second = done.out.splitlines()
+    assert done.code == 0
+    assert first.endswith(":00.250 write LEVEL 0x5")
+    assert dropped == "... 7 lines dropped: this terminal is too slow"
+    assert second.endswith(":01.500 reset")
+
+
+# Without a server
+
+
+def test_types(run: Run) -> None:
+    done = run("types")
+    lines = [" ".join(line.split()) for line in done.out.splitlines()]
+    assert done.code == 0
+    assert lines[0] == "TYPE MODEL WHAT IT IS"
+    assert "lamp house A lamp." in lines
+    assert "lamp level 0x0 to 0xff (default 0x0) yes How bright it is." in lines
+    assert "lamp label text (default '') yes What it says." in lines
+    assert "lamp lit true, false (default false) yes" in lines
+    assert "lamp wiring 0x1 to 0x4 (default 0x1) no" in lines
+    assert [one["type"] for one in json.loads(run("types", "--json").out)] == [
+        "broken-lamp",
+        "lamp",
+    ]
+
+
+def test_qemu_args(run: Run, file: Path, tmp_path: Path) -> None:
+    every = json.loads(run("qemu-args", file, "--json").out)
+    assert every[:4] == ["-machine", "q35,memory-backend=mem", "-m", "1G"]
+    paths = [json.loads(value)["socket"]["path"] for value in every[7::2]]
+    assert paths == [str(tmp_path / "lamp0.sock"), str(tmp_path / "lamp1.sock")]
+    one = run("qemu-args", file, "lamp1", "--memory", "256M").out
+    assert "size=256M,share=on" in one
+    assert "lamp1.sock" in one and "lamp0.sock" not in one
+    assert "<qemu:commandline>" in run("qemu-args", file, "--libvirt").out
+    unknown = run("qemu-args", file, "lamp9")
+    assert unknown.code == 2
+    assert "has no VDEV lamp9" in unknown.err
+
+
+def test_qemu_args_of_a_socket(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    every = json.loads(run("qemu-args", "x.sock", "--json").out)
+    assert json.loads(every[-1])["socket"]["path"] == str(tmp_path / "x.sock")
+
+
+@pytest.mark.parametrize(("status", "code"), [("ok", 0), ("warn", 0), ("fail", 1)])
+def test_doctor(run: Run, monkeypatch: pytest.MonkeyPatch, status: str, code: int) -> None:
+    checks = [Check("qemu", Status.OK, "11.1"), Check("a b", Status(status), "so so", "do this")]
+    monkeypatch.setattr(cli.machine, "examine", lambda: checks)
+    done = run("doctor")
+    assert done.code == code
+    assert done.out.splitlines() == [
+        "ok    qemu  11.1",
+        f"{status:4}  a b   so so",
+        "            fix: do this",
+    ]
+    done = run("doctor", "--json")
+    assert done.code == code
+    assert json.loads(done.out)[1] == {
+        "name": "a b",
+        "status": status,
+        "detail": "so so",
+        "fix": "do this",
+    }
+
+
+# Serving
+
+
+def test_serve(run: Run, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def notify(state: str) -> None:
+        if state == "READY=1":
+            assert {path.name for path in tmp_path.glob("*.sock")} == {
+                "c.sock",
+                "lamp0.sock",
+                "lamp1.sock",
+            }
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(manager, "notify", notify)
+    done = run("serve", file)
+    assert done.code == 0
+    assert [line.split() for line in done.out.splitlines()] == [
+        ["VDEV", "TYPE", "SOCKET"],
+        ["lamp0", "lamp", str(tmp_path / "lamp0.sock")],
+        ["lamp1", "lamp", str(tmp_path / "lamp1.sock")],
+        ["attach", "them", "to", "QEMU:", "vdcm", "qemu-args", str(file)],
+    ]
+    assert list(tmp_path.glob("*.sock")) == []
+    assert " info vdcm.manager: stopping" in done.err
+
+
+def test_serve_with_trace_logs_it_whatever_the_level(
+    run: Run, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def until_stopped(vdevs: Manager, _ready: object) -> int:
+        vdevs.set("lamp1", {"level": 9})
+        return 0
+
+    monkeypatch.setattr(cli, "serve_until_stopped", until_stopped)
+    done = run("serve", file, "--trace", "--log-level", "error")
+    assert done.code == 0
+    assert done.err.endswith(" info vdcm.trace.lamp1: level 0x9\n")
+    assert "level" not in run("serve", file, "--log-level", "debug").err
+
+
+def test_a_second_server_is_refused(run: Run, server: Manager, file: Path, tmp_path: Path) -> None:
+    done = run("serve", file)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.splitlines()[-1].startswith("vdcm: control socket ")
+    assert [one["state"] for one in server.summaries()] == ["ready", "ready"]
+    assert (tmp_path / "lamp0.sock").is_socket()
+
+
+def test_a_terminal_gets_the_same_cells(
+    run: Run, server: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli.sys.stdout.__class__, "isatty", lambda _: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "xterm")
+    text = re.sub(r"\x1b\[[0-9;]*m", "", run("list").out)
+    assert [line.split()[0] for line in text.splitlines()] == ["NAME", "lamp0", "lamp1"]
+    assert all(one["socket"] in text for one in server.summaries())
