@@ -520,7 +520,10 @@ class Endpoint:
         else:
             self.session = session
             self.device.attached(session)
-            self._reply(connection, message, protocol.pack_version(session.capabilities), 0)
+            # The lower of the two minor versions is what both understand; stock QEMU says 0.
+            minor = min(client.minor, protocol.MINOR)
+            hello = protocol.pack_version(session.capabilities, minor=minor)
+            self._reply(connection, message, hello, 0)
             log.info("%s: a client has connected", self.device.name)
             session.start()
 

@@ -58,7 +58,7 @@ def provide_python(
     )
     venv = cache.root / f"venv-{sys.version_info.major}.{sys.version_info.minor}-{key}"
     python = venv / "bin/python"
-    native = _native_digest(project, build_environment)
+    native = _install_digest(project, build_environment)
     if update or _stamp(venv).get("native") != native:
         with cache.lock("venv"):
             stamp = _stamp(venv)
@@ -143,7 +143,7 @@ def _pip(
     console.run("python", f"pip: {what}", [*argv, "off", *arguments], env=environment)
 
 
-def _native_digest(project: Path, build_environment: Mapping[str, str]) -> str:
+def _install_digest(project: Path, build_environment: Mapping[str, str]) -> str:
     files = sorted(path for path in (project / "native").rglob("*") if path.is_file())
     top = project / "CMakeLists.txt"
     settings = tomllib.loads((project / "pyproject.toml").read_text()).get("tool", {})
@@ -152,6 +152,10 @@ def _native_digest(project: Path, build_environment: Mapping[str, str]) -> str:
     for path in [*files, *([top] if top.exists() else [])]:
         if "__pycache__" not in path.parts:
             parts += [str(path.relative_to(project)).encode(), path.read_bytes()]
+    # An editable install knows the modules that there were: a new one needs a new install.
+    for package in sorted(project.glob("*/__init__.py")):
+        names = sorted(str(path.relative_to(project)) for path in package.parent.rglob("*.py"))
+        parts += [name.encode() for name in names]
     return _digest(parts)
 
 
