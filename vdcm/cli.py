@@ -97,9 +97,10 @@ def serve(
         str, typer.Option("--log-level", metavar="|".join(LEVELS), help="What to log to stderr.")
     ] = "info",
 ) -> None:
-    """Serve what a definition file defines, until SIGINT or SIGTERM.
+    """Serve what a definition file defines.
 
-    Each VDEV listens on a UNIX socket for one QEMU (or other vfio-user client) at a time.
+    Until SIGINT or SIGTERM. Each VDEV listens on a UNIX socket for one QEMU (or other vfio-user
+    client) at a time.
     """
     if log_level.lower() not in LEVELS:
         raise typer.BadParameter(f"{log_level} is none of {', '.join(LEVELS)}")
@@ -159,7 +160,10 @@ def list_vdevs(as_json: Json = False, control: Control = None) -> None:
 
 @app.command(epilog="Example: vdcm show gpio0")
 def show(name: Name, as_json: Json = False, control: Control = None) -> None:
-    """Show a VDEV: its BARs and pages, interrupts, client, counters and properties."""
+    """Show all there is to know of a VDEV.
+
+    Its BARs and pages, interrupts, DMA map, counters and properties.
+    """
     with _connect(control) as client:
         vdev = client.call("show", name=name)
     if as_json:
@@ -179,7 +183,10 @@ def set_properties(
     ],
     control: Control = None,
 ) -> None:
-    """Set properties of a VDEV that is being served: all of them, or none if one is wrong."""
+    """Set properties of a served VDEV.
+
+    All of them, or none if one is wrong.
+    """
     pairs = {}
     for value in values:
         key, equals, text = value.partition("=")
@@ -194,9 +201,10 @@ def set_properties(
 
 @app.command(epilog="Example: vdcm trace gpio0")
 def trace(name: Name, control: Control = None) -> None:
-    """Print what a VDEV sees, as it happens: accesses by register name, interrupts, DMA maps.
+    """Print what a VDEV sees, as it happens.
 
-    Ends with Ctrl-C. A VDEV that nobody traces pays nothing for this.
+    Accesses by register name, interrupts, resets and DMA maps. Ends with Ctrl-C. A VDEV that
+    nobody traces pays nothing for this.
     """
     with _connect(control) as client, suppress(KeyboardInterrupt):
         for one in client.trace(name):
@@ -212,7 +220,10 @@ def trace(name: Name, control: Control = None) -> None:
 
 @app.command(epilog="Example: vdcm types")
 def types(as_json: Json = False) -> None:
-    """List the types of VDEV that the installed device models compose, with their properties."""
+    """List the types of VDEV there are.
+
+    With their properties; the installed device models compose them.
+    """
     found = describe_types()
     if as_json:
         _print_json(found)
@@ -261,9 +272,10 @@ def qemu_args(
         bool, typer.Option("--libvirt", help="Print what to add to a libvirt domain.")
     ] = False,
 ) -> None:
-    """Print the arguments with which QEMU 10.1 or later attaches VDEVs, ready to paste.
+    """Print the arguments that attach VDEVs.
 
-    They include memory that is shared with the server, which DMA needs.
+    For QEMU 10.1 or later, ready to paste. They include memory that is shared with the server,
+    which DMA needs.
     """
     if as_json and libvirt:
         raise typer.BadParameter("--json and --libvirt exclude each other")
@@ -294,9 +306,10 @@ def _sockets(file: Path, names: Sequence[str]) -> list[Path]:
 
 @app.command(epilog="Example: vdcm doctor")
 def doctor(as_json: Json = False) -> None:
-    """Check this machine: QEMU, KVM, limits, memory, guest kernel, device models; with the fixes.
+    """Check this machine, with the fixes.
 
-    A warning means slower, or only in part; the exit code is 1 if a check fails.
+    QEMU, KVM, limits, memory, guest kernel and device models. A warning means slower, or only
+    in part; the exit code is 1 if a check fails.
     """
     results = machine.examine()
     if as_json:
@@ -337,17 +350,17 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         typer.echo(line.rstrip())
 
 
-def _outline(value: Any, indent: int = 0) -> list[str]:
-    """A JSON value as indented lines; sizes, offsets and properties in hexadecimal."""
+def _outline(value: Any, indent: int = 0, within: str = "") -> list[str]:
+    """A JSON value, which is ``within`` another's key, as indented lines."""
     pad = "  " * indent
     lines = []
     if isinstance(value, dict):
         for key, one in value.items():
             if isinstance(one, dict | list):
                 lines.append(f"{pad}{key}:{'' if one else ' none'}")
-                lines += _outline(one, indent + 1)
+                lines += _outline(one, indent + 1, key)
             else:
-                lines.append(f"{pad}{key}: {_scalar(key, one)}")
+                lines.append(f"{pad}{key}: {_scalar(within or key, one)}")
     elif isinstance(value, list):
         for one in value:
             if isinstance(one, dict):
@@ -362,10 +375,11 @@ def _outline(value: Any, indent: int = 0) -> list[str]:
 
 
 def _scalar(key: str, value: object) -> str:
-    if key in ("size", "offset", "iova") and isinstance(value, int):
-        return f"{value:#x}"
+    """Sizes, addresses and properties in hexadecimal, as one writes them."""
     if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "none"}[value]
+        return {True: "true", False: "false", None: "none"}[value]
+    if key in ("size", "offset", "iova", "properties") and isinstance(value, int):
+        return f"{value:#x}"
     return str(value)
 
 

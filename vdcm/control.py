@@ -233,9 +233,7 @@ class _Client:
         except _Refusal:
             raise
         except PropertyError as error:
-            raise _Refusal(
-                INVALID_PARAMS, str(error), "vdcm show NAME lists the properties"
-            ) from error
+            raise _Refusal(INVALID_PARAMS, str(error), "vdcm types lists the properties") from error
         except StateError as error:
             raise _Refusal(WRONG_STATE, str(error), "vdcm list shows the states") from error
         except VdcmError as error:

@@ -191,8 +191,8 @@ def test_list(run: Run, server: Manager, tmp_path: Path) -> None:
 def test_show(run: Run, server: Manager) -> None:
     lines = run("show", "lamp0").out.splitlines()
     assert lines[0] == "name: lamp0"
-    assert "  level: 3" in lines
-    assert "  lit: no" in lines
+    assert "  level: 0x3" in lines
+    assert "  lit: false" in lines
     assert json.loads(run("show", "lamp0", "--json").out) == server.show("lamp0")
 
 

@@ -275,8 +275,8 @@ def test_refusals_have_a_code_and_words(
 def test_a_refusal_has_a_remedy(server: Server, client: ControlClient) -> None:
     with Raw(server.path) as raw:
         error = raw.ask(request("set", name="lamp0", values={"x": 1}))["error"]
-    assert error["data"]["remedy"] == "vdcm show NAME lists the properties"
-    with pytest.raises(ControlError, match=r"no property x \(.*\(vdcm show NAME lists"):
+    assert error["data"]["remedy"] == "vdcm types lists the properties"
+    with pytest.raises(ControlError, match=r"no property x \(.*\(vdcm types lists"):
         client.call("set", name="lamp0", values={"x": 1})
 
 

@@ -24,6 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"control"}),
     frozenset({"doctor", "qemu_args"}),
     frozenset({"cli"}),
+    frozenset({"__main__"}),
 )
 LAYERS_WITHIN = {("pci", "registers")}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
