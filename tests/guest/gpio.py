@@ -23,6 +23,8 @@ class Edge:
 class Gpio:
     """The GPIO chip whose label contains ``label``, in a guest whose driver is loaded.
 
+    Some drivers (gpio-pci-idio-16 among them) label their chip with the PCI address. That one also
+    reports an edge for each watched line whenever any input has changed, as Linux 6.1 writes it.
     Raises GuestError if there is none.
     """
 
@@ -80,7 +82,9 @@ class Monitor:
         output = self._machine.check(
             f"pid=$(cat {self._path}.pid); for i in $(seq {tenths}); do "
             f"kill -0 $pid 2>/dev/null || break; usleep 100000; done; "
-            f"kill $pid 2>/dev/null; cat {self._path}",
+            # Its output is buffered until it ends.
+            f"kill $pid 2>/dev/null; while kill -0 $pid 2>/dev/null; do usleep 10000; done; "
+            f"cat {self._path}",
             timeout + 10,
         )
         edges = []
