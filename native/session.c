@@ -840,7 +840,7 @@ int vdcm_session_run(vdcm_session *s, uint64_t turn_ns, uint64_t spin_ns)
             if (now - idle_since >= spin_ns) {
                 return handled;
             }
-            sched_yield(); /* to a client that shares this CPU */
+            sched_yield();
             continue;
         case VDCM_PARTIAL:
             s->partial = true;
@@ -852,6 +852,9 @@ int vdcm_session_run(vdcm_session *s, uint64_t turn_ns, uint64_t spin_ns)
         }
         handled++;
         now = idle_since = now_ns();
+        if (spin_ns != 0) {
+            sched_yield(); /* a client that shares this CPU sends the next one only if it may run */
+        }
     }
     return handled;
 }

@@ -57,6 +57,8 @@ VAIN_LIMIT: Final = 63
 LOG_LIMIT: Final = 50
 """Log lines that one client may cause in ``LOG_PERIOD`` seconds."""
 LOG_PERIOD: Final = 60.0
+SMALLEST_RAM: Final = 1 << 20
+"""Bytes of the smallest range without a descriptor that is taken to be the guest's memory."""
 MAX_AREAS: Final[int] = lib.VDCM_MAX_AREAS
 """Mappable areas of one region."""
 
@@ -237,7 +239,8 @@ def vdcm_on_reset(owner: Any) -> int:
 @_callback
 def vdcm_on_dma(owner: Any, mapped: bool, iova: int, size: int, shared: bool) -> int:
     session: Session = ffi.from_handle(owner)
-    if mapped and not shared and not session.warned_not_shared:
+    # Firmware images are never shared, and nobody wants to reach them: what counts is memory.
+    if mapped and not shared and size >= SMALLEST_RAM and not session.warned_not_shared:
         session.warned_not_shared = True
         session.complain(logging.WARNING, "%s", _NOT_SHARED)
     session.device.dma_changed(iova, size, mapped=mapped, shared=shared)

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Final
 
 from vdcm import dma
 from vdcm.bars import Bar
-from vdcm.errors import DeclarationError, DmaError, StateError, VdcmError
+from vdcm.errors import DeclarationError, DmaError, StateError
 from vdcm.interrupts import Interrupts
 from vdcm.pasid import PASIDS
 from vdcm.pci import (
@@ -74,7 +74,6 @@ class Vdev:
         self.bars: Final[Mapping[int, Bar]] = {bar.index: bar for bar in bars}
         self.session: Session | None = None
         self.resets = 0
-        self.accesses = 0
         self._observer: Callable[[str], None] | None = None
         msi = next((c for c in capabilities if isinstance(c, Msi)), None)
         msix = next((c for c in capabilities if isinstance(c, MsiX)), None)
@@ -95,6 +94,11 @@ class Vdev:
         self.interrupts.on_line = self.config.set_interrupt_status
         if isinstance(msi, MaskableMsi):
             self.interrupts.on_msi_pending = msi.show_pending
+        # Looked up on every access, so nothing is to be decided there that can be decided now.
+        self._readers = {index: bar.reader for index, bar in self.bars.items()}
+        self._writers = {index: bar.writer for index, bar in self.bars.items()}
+        self._readers[Region.CONFIG] = self.config.space.read
+        self._writers[Region.CONFIG] = self.config.space.write
         self.address_space: Final = dma.SecondLevel()
         self.pasid: Final = PASIDS.allocate(self.address_space)
 
@@ -148,23 +152,10 @@ class Vdev:
         return self.interrupts.counts
 
     def read(self, region: int, offset: int, width: int) -> int:
-        self.accesses += 1
-        if region == Region.CONFIG:
-            return self.config.space.read(offset, width)
-        return self._bar(region).read(offset, width)
+        return self._readers[region](offset, width)
 
     def write(self, region: int, offset: int, width: int, value: int) -> None:
-        self.accesses += 1
-        if region == Region.CONFIG:
-            self.config.space.write(offset, width, value)
-        else:
-            self._bar(region).write(offset, width, value)
-
-    def _bar(self, region: int) -> Bar:
-        try:
-            return self.bars[region]
-        except KeyError:
-            raise VdcmError(f"an access to region {region}, which there is not") from None
+        self._writers[region](offset, width, value)
 
     def attached(self, session: Session) -> None:
         if self.state is not VdevState.READY:
@@ -257,7 +248,6 @@ class Vdev:
                 for r in self.address_space.ranges
             ],
             "counters": {
-                "accesses": self.accesses,
                 "interrupts": self.interrupts.delivered,
                 "resets": self.resets,
                 "messages": self.session.messages if self.session is not None else 0,

@@ -19,15 +19,15 @@ class Counter(Vdev):
     identity = Identity(vendor=0x1234, device=0xBE7D, class_code=0xFF0000)
 
     def __init__(self, name: str) -> None:
+        self.reads = 0
         self.registers = Registers(self)
         bar = Bar(0, 0x2000, pages=[Pages(0x1000, 0x1000, PagePolicy.DIRECT)])
         bar.place(0, self.registers)
         super().__init__(name, bars=[bar])
 
     def on_read_COUNTER(self) -> int:
-        counter = self.registers.COUNTER
-        counter.value = (counter.value + 1) & 0xFFFF_FFFF
-        return counter.value
+        self.reads += 1
+        return self.reads & 0xFFFF_FFFF
 
 
 if __name__ == "__main__":
