@@ -1,6 +1,8 @@
 """The one exception tree. Every message names the place and, where there is one, the fix.
 
 VdcmError
+├── RegisterError       a value or width that a register does not take (vdcm.registers)
+├── PropertyError       a value that a property does not take (vdcm.properties)
 ├── DeclarationError    a device model declares something impossible
 ├── DefinitionError     a definition file is wrong; carries file, line and column
 ├── StateError          a call at the wrong time; names the state it was in and the one it needs
