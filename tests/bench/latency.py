@@ -150,6 +150,14 @@ def measure(rounds: int, reads: int, guest: bool) -> Samples:
     return samples
 
 
+def guard_cost(count: int) -> dict[str, float]:
+    """Nanoseconds of guard.c for one message, and of what libvfio-user does to receive it."""
+    report: dict[str, float] = json.loads(
+        subprocess.check_output([str(BUILD / "guard_cost"), str(count)], text=True)
+    )
+    return report
+
+
 def table(samples: Samples) -> str:
     """Medians over the rounds, in microseconds, and the ratio of the means."""
     lines = [
@@ -187,10 +195,20 @@ def main() -> None:
     steal = steal_seconds()
     samples = measure(options.rounds, options.reads, not options.no_guest)
     steal = steal_seconds() - steal
-    result: dict[str, Any] = {"unit": "ns", "steal_seconds": steal, "samples": samples}
+    guard = guard_cost(options.reads)
+    result: dict[str, Any] = {
+        "unit": "ns",
+        "steal_seconds": steal,
+        "samples": samples,
+        "guard": guard,
+    }
     (BUILD / "latency.json").write_text(json.dumps(result, indent=2) + "\n")
     print("microseconds; medians of", options.rounds, "rounds")
     print(table(samples))
+    print(
+        f"the guard: {guard['guard_ns']:.0f} ns a message; "
+        f"libvfio-user's own receive calls: {guard['receive_ns']:.0f} ns"
+    )
     print(f"steal time {steal:.1f} s; all samples in {BUILD / 'latency.json'}")
 
 
