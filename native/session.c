@@ -497,11 +497,13 @@ static int region_info(vdcm_session *s, struct message *message)
         reply.info.size = region->size;
         reply.info.flags = VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE;
         if (region->n_areas > 0) {
-            reply.info.flags |= VFIO_REGION_INFO_FLAG_MMAP | VFIO_REGION_INFO_FLAG_CAPS;
+            reply.info.flags |= VFIO_REGION_INFO_FLAG_MMAP;
             reply.info.argsz += (uint32_t)(sizeof(reply.sparse) +
                                            region->n_areas * sizeof(reply.areas[0]));
         }
         if (region->n_areas > 0 && asked.argsz >= reply.info.argsz) {
+            /* Not said otherwise: stock QEMU refuses the flag where there is no capability. */
+            reply.info.flags |= VFIO_REGION_INFO_FLAG_CAPS;
             reply.info.cap_offset = sizeof(reply.info);
             reply.sparse.header.id = VFIO_REGION_INFO_CAP_SPARSE_MMAP;
             reply.sparse.header.version = 1;
