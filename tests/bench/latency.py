@@ -109,6 +109,7 @@ def guest_reads(machine: Machine, device: str, count: int) -> dict[str, dict[str
         for name, arguments in (
             ("guest, trapped read", f"file {resource}/resource0 {count}"),
             ("guest, direct page", f"file {resource}/resource0 1000 0x1000"),
+            ("guest, plain memory", "memory - 1000"),
         )
     }
 
@@ -158,6 +159,11 @@ def guard_cost(count: int) -> dict[str, float]:
     return report
 
 
+def median_of(reports: list[dict[str, float]], key: str) -> float:
+    """The median over the rounds of one figure."""
+    return statistics.median(report[key] for report in reports)
+
+
 def table(samples: Samples) -> str:
     """Medians over the rounds, in microseconds, and the ratio of the means."""
     lines = [
@@ -168,10 +174,7 @@ def table(samples: Samples) -> str:
         cells = []
         means = []
         for kind in SERVERS:
-            figures = {
-                key: statistics.median(report[key] for report in by_server[kind])
-                for key in ("mean_ns", "p99_ns")
-            }
+            figures = {key: median_of(by_server[kind], key) for key in ("mean_ns", "p99_ns")}
             means.append(figures["mean_ns"])
             cells += [f"{figures[key] / 1000:.4g}" for key in ("mean_ns", "p99_ns")]
         lines.append(f"| {row} | {' | '.join(cells)} | {means[1] / means[0]:.2f} |")
@@ -205,6 +208,13 @@ def main() -> None:
     (BUILD / "latency.json").write_text(json.dumps(result, indent=2) + "\n")
     print("microseconds; medians of", options.rounds, "rounds")
     print(table(samples))
+    for page, plain in (
+        ("direct page", "plain shared memory"),
+        ("guest, direct page", "guest, plain memory"),
+    ):
+        if page in samples:
+            ours, theirs = (median_of(samples[row]["vdcm"], "mean_ns") for row in (page, plain))
+            print(f"{page} / {plain}: {ours / theirs:.2f}")
     print(
         f"the guard: {guard['guard_ns']:.0f} ns a message; "
         f"libvfio-user's own receive calls: {guard['receive_ns']:.0f} ns"
