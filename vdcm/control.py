@@ -103,10 +103,17 @@ class ControlServer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._server is not None:
-            self._server.close()
+        if self._server is None:
+            return
+        # No more connections; those just accepted take some turns to become clients, and asyncio
+        # (3.11) loses one if its server is closed meanwhile.
+        asyncio.get_running_loop().remove_reader(self._server.sockets[0].fileno())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        self._server.close()
         for client in tuple(self._clients):
             await client.close()
+        await asyncio.sleep(0)  # an aborted connection closes its socket in the next turn
         with suppress(OSError):
             if self.path.lstat().st_ino == self._inode:
                 self.path.unlink()
