@@ -102,7 +102,7 @@ class ControlServer:
         )
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         if self._server is None:
             return
         # No more connections; those just accepted take some turns to become clients, and asyncio
