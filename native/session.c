@@ -15,7 +15,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <sched.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -57,6 +57,8 @@ struct vdcm_session {
     int fd; /* libvfio-user's descriptor of it, and its to close */
     bool attached;
     bool partial;
+    uint32_t vain; /* how many chances to spin were let go after the last vain one */
+    uint32_t skip; /* how many are still to be let go */
     const char *reason;
 };
 
@@ -786,12 +788,48 @@ static uint64_t now_ns(void)
     return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
 }
 
-int vdcm_session_run(vdcm_session *s, uint64_t turn_ns, uint64_t spin_ns)
+/* Sleeps until something has arrived; false if it does not within `ns`. */
+static bool wait_for(int fd, uint64_t ns)
+{
+    struct pollfd poller = {.fd = fd, .events = POLLIN};
+    struct timespec time = {.tv_nsec = (long)ns};
+
+    return ppoll(&poller, 1, &time, NULL) > 0;
+}
+
+/*
+ * To be awake when a message comes saves a wake-up, the largest part of its cost; but a client that
+ * shares our CPU cannot send while we are. So each time that it was in vain, twice as many chances
+ * are let go before the next try.
+ */
+enum { VAIN_LIMIT = 1023 };
+
+static bool may_spin(vdcm_session *s)
+{
+    if (s->skip == 0) {
+        return true;
+    }
+    s->skip--;
+    return false;
+}
+
+static void spin_was_vain(vdcm_session *s, bool *spinning)
+{
+    if (*spinning) {
+        s->vain = s->vain < VAIN_LIMIT ? 2 * s->vain + 1 : VAIN_LIMIT;
+        s->skip = s->vain;
+        *spinning = false;
+    }
+}
+
+int vdcm_session_run(vdcm_session *s, uint64_t turn_ns, uint64_t spin_ns, uint64_t linger_ns)
 {
     union vdcm_peek peek;
     uint64_t now = now_ns();
     uint64_t turn_end = now + turn_ns;
     uint64_t idle_since = now;
+    bool spinning = false;
+    bool looked_in_vain = false;
     int handled = 0;
 
     s->partial = false;
@@ -839,10 +877,15 @@ int vdcm_session_run(vdcm_session *s, uint64_t turn_ns, uint64_t spin_ns)
         }
         case VDCM_EMPTY:
             now = now_ns();
-            if (now - idle_since >= spin_ns) {
+            if (spinning && now - idle_since < spin_ns) {
+                looked_in_vain = true;
+                continue;
+            }
+            spin_was_vain(s, &spinning);
+            if (now - idle_since >= linger_ns || !wait_for(s->fd, idle_since + linger_ns - now)) {
                 return handled;
             }
-            sched_yield();
+            now = now_ns();
             continue;
         case VDCM_PARTIAL:
             s->partial = true;
@@ -852,10 +895,15 @@ int vdcm_session_run(vdcm_session *s, uint64_t turn_ns, uint64_t spin_ns)
         case VDCM_REFUSE:
             return -EPROTO;
         }
+        if (spinning && looked_in_vain) {
+            s->vain = 0; /* it came while we were awake */
+        }
         handled++;
         now = idle_since = now_ns();
-        if (spin_ns != 0) {
-            sched_yield(); /* a client that shares this CPU sends the next one only if it may run */
+        spinning = spin_ns != 0 && may_spin(s);
+        looked_in_vain = false;
+        if (!spinning && linger_ns != 0 && !wait_for(s->fd, linger_ns)) {
+            return handled;
         }
     }
     return handled;

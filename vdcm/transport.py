@@ -50,10 +50,10 @@ VERSION_LIMIT: Final = 4096
 """Bytes of the longest version message that is read."""
 TURN_NS: Final = 1_000_000
 """Nanoseconds for which one client is served before it is the next one's turn."""
-SPIN_NS: Final = 100_000
+SPIN_NS: Final = 50_000
 """Nanoseconds that the loop stays awake for a client that sends message after message."""
-VAIN_LIMIT: Final = 63
-"""Wake-ups that are handled without staying awake after that was often in vain."""
+LINGER_NS: Final = 200_000
+"""Nanoseconds for which it then waits for that client alone, before it looks after all again."""
 LOG_LIMIT: Final = 50
 """Log lines that one client may cause in ``LOG_PERIOD`` seconds."""
 LOG_PERIOD: Final = 60.0
@@ -281,8 +281,6 @@ class Session:
         self._handle = ffi.new_handle(self)
         self._loop = endpoint.loop
         self._idle_since = 0
-        self._skip = 0
-        self._vain = 0
         self._stalled: float | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._running = False
@@ -364,20 +362,17 @@ class Session:
 
     def _run(self) -> None:
         now = time.perf_counter_ns()
-        # Stay awake only for a client that is in the middle of a burst. Each time that is in vain,
-        # twice as many chances are let go before the next try.
-        spin = now - self._idle_since < 2 * SPIN_NS and self._skip == 0
+        # Wait for a client only in the middle of a burst and while no other is being served.
+        turns = self._endpoint.turns
+        alone = turns.last is self or now - turns.end > TURN_NS
+        burst = alone and now - self._idle_since < LINGER_NS
         self._running = True
-        handled = lib.vdcm_session_run(self._native, TURN_NS, SPIN_NS if spin else 0)
+        handled = lib.vdcm_session_run(
+            self._native, TURN_NS, SPIN_NS if burst else 0, LINGER_NS if burst else 0
+        )
         self._running = False
-        self._idle_since = time.perf_counter_ns()
-        if handled > 1:
-            self._skip = self._vain = 0
-        elif spin:
-            self._vain = min(2 * self._vain + 1, VAIN_LIMIT)
-            self._skip = self._vain
-        elif self._skip:
-            self._skip -= 1
+        turns.last, turns.end = self, time.perf_counter_ns()
+        self._idle_since = turns.end
         if self.interrupted is not None:
             error, self.interrupted = self.interrupted, None
             self.close("the server is stopping")
@@ -457,16 +452,30 @@ class Session:
 # --- one socket ---------------------------------------------------------------------------------
 
 
+@dataclass
+class Turns:
+    """Whose turn the last one was, and when it ended (``time.perf_counter_ns``)."""
+
+    last: Session | None = None
+    end: int = 0
+
+
 class Endpoint:
     """The socket of one VDEV: claims the path, negotiates versions, holds at most one session."""
 
     def __init__(
-        self, device: Servable, path: Path, loop: asyncio.AbstractEventLoop, directory: str
+        self,
+        device: Servable,
+        path: Path,
+        loop: asyncio.AbstractEventLoop,
+        directory: str,
+        turns: Turns,
     ) -> None:
         self.device: Final = device
         self.path: Final = path
         self.loop: Final = loop
         self.directory: Final = directory
+        self.turns: Final = turns
         self.session: Session | None = None
         self._pending: set[asyncio.Task[None]] = set()
         self._listener, self._inode = claim_socket(path)
@@ -646,6 +655,7 @@ class Transport:
         self._loop = asyncio.get_running_loop()
         # The hand-over of a client to libvfio-user needs a folder nobody else can look into.
         self._directory = tempfile.mkdtemp(prefix="vdcm-")
+        self._turns = Turns()
         self.endpoints: dict[str, Endpoint] = {}
 
     def serve(self, device: Servable, path: Path) -> Endpoint:
@@ -655,7 +665,7 @@ class Transport:
         """
         if device.name in self.endpoints:
             raise TransportError(f"{device.name} is being served already")
-        endpoint = Endpoint(device, path, self._loop, self._directory)
+        endpoint = Endpoint(device, path, self._loop, self._directory, self._turns)
         self.endpoints[device.name] = endpoint
         return endpoint
 

@@ -7,7 +7,7 @@ from vdcm_devices.idio16.registers import Idio16Registers
 
 
 class Idio16(Vdev):
-    """One card. The host side sets ``inputs``; a change of any raises the interrupt if enabled."""
+    """ACCES PCIe-IDIO-16: 16 outputs and 16 inputs that interrupt when they change."""
 
     identity = Identity(vendor=0x494F, device=0x0DC8, class_code=0x118000)
     intx = True
