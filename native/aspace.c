@@ -21,6 +21,7 @@
 
 /* Bytes that one client may have mapped: the largest guest, yet a small part of 47 bits. */
 #define MAX_TOTAL (UINT64_C(1) << 40)
+#define HUGETLBFS_MAGIC 0x958458f6
 /* A page of a FUSE file is filled by a process of the client's choosing, whenever it likes. */
 #define FUSE_MAGIC 0x65735546
 
@@ -28,6 +29,8 @@ struct range {
     uint64_t iova;
     uint64_t size;
     uint8_t *memory; /* NULL: announced only */
+    void *base;      /* what was mapped: whole pages of the file, which may be huge */
+    size_t length;
     bool readable;
     bool writable;
 };
@@ -76,7 +79,7 @@ vdcm_aspace *vdcm_aspace_new(void)
 static void drop(struct range *range)
 {
     if (range->memory != NULL) {
-        munmap(range->memory, range->size);
+        munmap(range->base, range->length);
     }
 }
 
@@ -119,7 +122,7 @@ static size_t find(const vdcm_aspace *as, uint64_t iova)
 }
 
 /* Only a file whose pages the kernel itself provides, and that is long enough now. */
-static int check_file(int fd, uint64_t offset, uint64_t size)
+static int check_file(int fd, uint64_t offset, uint64_t size, uint64_t *page)
 {
     struct stat status;
     struct statfs filesystem;
@@ -132,6 +135,9 @@ static int check_file(int fd, uint64_t offset, uint64_t size)
     }
     if (offset > (uint64_t)status.st_size || size > (uint64_t)status.st_size - offset) {
         return -ERANGE;
+    }
+    if (filesystem.f_type == HUGETLBFS_MAGIC) {
+        *page = (uint64_t)filesystem.f_bsize;
     }
     return 0;
 }
@@ -168,19 +174,23 @@ int vdcm_aspace_map(vdcm_aspace *as, uint64_t iova, uint64_t size, int fd, uint6
         as->room = room;
     }
     if (fd >= 0) {
-        int error = check_file(fd, offset, size);
+        int error = check_file(fd, offset, size, &page);
         int protection = (readable ? PROT_READ : 0) | (writable ? PROT_WRITE : 0);
-        void *memory;
+        uint64_t before;
 
         if (error != 0) {
             return error;
         }
-        memory = mmap(NULL, size, protection, MAP_SHARED | MAP_NORESERVE, fd, (off_t)offset);
-        if (memory == MAP_FAILED) {
+        before = offset & (page - 1);
+        range.length = (before + size + page - 1) & ~(page - 1);
+        range.base = mmap(NULL, range.length, protection, MAP_SHARED | MAP_NORESERVE, fd,
+                          (off_t)(offset - before));
+        if (range.base == MAP_FAILED) {
             return -errno;
         }
-        madvise(memory, size, MADV_DONTDUMP); /* a core of ours is not to hold the guest's memory */
-        range.memory = memory;
+        /* A core of ours is not to hold the guest's memory. */
+        madvise(range.base, range.length, MADV_DONTDUMP);
+        range.memory = (uint8_t *)range.base + before;
         as->total += size;
     }
     memmove(&as->ranges[index + 1], &as->ranges[index],
@@ -311,6 +321,12 @@ static int copy(const vdcm_aspace *as, uint64_t iova, uint8_t *buffer, uint64_t 
     move(as, iova, buffer, length, write);
     on_bus_error = NULL;
     return 0;
+}
+
+int vdcm_aspace_check(const vdcm_aspace *as, uint64_t iova, uint64_t length, bool write,
+                      uint64_t *fault)
+{
+    return reachable(as, iova, length, write, fault);
 }
 
 int vdcm_aspace_read(vdcm_aspace *as, uint64_t iova, void *buffer, uint64_t length,

@@ -47,6 +47,8 @@ size_t vdcm_aspace_ranges(const vdcm_aspace *as, vdcm_range *out, size_t max);
  * -EFAULT not mapped, -ENXIO announced but not shared, -EACCES not permitted, -EIO the file
  * behind the mapping shrank. With -EIO a part may have been written.
  */
+int vdcm_aspace_check(const vdcm_aspace *as, uint64_t iova, uint64_t length, bool write,
+                      uint64_t *fault); /* the same without the copy */
 int vdcm_aspace_read(vdcm_aspace *as, uint64_t iova, void *buffer, uint64_t length,
                      uint64_t *fault);
 int vdcm_aspace_write(vdcm_aspace *as, uint64_t iova, const void *buffer, uint64_t length,
@@ -96,6 +98,8 @@ int vdcm_session_attach(vdcm_session *s, int fd, const void *version, size_t len
  * a message (vdcm_session_reason() says why), another errno when the connection is of no more use.
  */
 int vdcm_session_run(vdcm_session *s, uint64_t turn_ns, uint64_t spin_ns, uint64_t linger_ns);
+/* From a callback: handle no further message; vdcm_session_run() returns. */
+void vdcm_session_stop(vdcm_session *s);
 /* A message has begun and its rest is still missing. */
 bool vdcm_session_partial(const vdcm_session *s);
 const char *vdcm_session_reason(const vdcm_session *s);

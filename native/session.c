@@ -57,6 +57,7 @@ struct vdcm_session {
     int fd; /* libvfio-user's descriptor of it, and its to close */
     bool attached;
     bool partial;
+    bool stopped;
     uint32_t vain; /* how many chances to spin were let go after the last vain one */
     uint32_t skip; /* how many are still to be let go */
     const char *reason;
@@ -329,6 +330,11 @@ out:
     return error;
 }
 
+void vdcm_session_stop(vdcm_session *s)
+{
+    s->stopped = true;
+}
+
 bool vdcm_session_partial(const vdcm_session *s)
 {
     return s->partial;
@@ -346,12 +352,20 @@ vdcm_aspace *vdcm_session_aspace(vdcm_session *s)
 
 int vdcm_session_trigger(vdcm_session *s, int index, uint32_t vector)
 {
+    struct pollfd poller = {.events = POLLOUT};
+
     if (index < 0 || index >= KINDS || vector >= s->kinds[index].count ||
         s->kinds[index].eventfds[vector] < 0) {
         return -ENOENT;
     }
-    /* Non-blocking: when the counter is full the client has one pending anyway. */
-    (void)eventfd_write(s->kinds[index].eventfds[vector], 1);
+    /*
+     * When the counter is full the client has one pending anyway. Non-blocking is not enough to
+     * know: the flag belongs to the open file, which is the client's too.
+     */
+    poller.fd = s->kinds[index].eventfds[vector];
+    if (poll(&poller, 1, 0) > 0 && (poller.revents & POLLOUT)) {
+        (void)eventfd_write(poller.fd, 1);
+    }
     return 0;
 }
 
@@ -899,6 +913,9 @@ int vdcm_session_run(vdcm_session *s, uint64_t turn_ns, uint64_t spin_ns, uint64
             s->vain = 0; /* it came while we were awake */
         }
         handled++;
+        if (s->stopped) {
+            return handled;
+        }
         now = idle_since = now_ns();
         spinning = spin_ns != 0 && may_spin(s);
         looked_in_vain = false;

@@ -150,20 +150,38 @@ class GuestMemory:
 
     def read(self, iova: int, length: int) -> bytes:
         """``length`` bytes at ``iova``; DmaError if any of them cannot be read."""
-        buffer = ffi.new("char[]", max(length, 1))
+        native = self._usable("read", iova, length)
         fault = ffi.new("uint64_t *")
-        result = lib.vdcm_aspace_read(self._native, iova, buffer, length, fault)
+        # The length may be the guest's: looked at before anything is allocated for it.
+        result = lib.vdcm_aspace_check(native, iova, length, False, fault)
+        if not result:
+            buffer = ffi.new("char[]", max(length, 1))
+            result = lib.vdcm_aspace_read(native, iova, buffer, length, fault)
         if result:
             raise self._error("read", iova, length, result, fault[0])
         return bytes(ffi.buffer(buffer, length))
 
     def write(self, iova: int, data: bytes | bytearray | memoryview) -> None:
         """Write ``data`` at ``iova``; DmaError, and nothing written, if any of it cannot be."""
-        fault = ffi.new("uint64_t *")
         buffer = ffi.from_buffer(data)
-        result = lib.vdcm_aspace_write(self._native, iova, buffer, len(data), fault)
+        length = len(buffer)  # bytes, which those of a memoryview's items need not be
+        native = self._usable("write", iova, length)
+        fault = ffi.new("uint64_t *")
+        result = lib.vdcm_aspace_write(native, iova, buffer, length, fault)
         if result:
-            raise self._error("write", iova, len(data), result, fault[0])
+            raise self._error("write", iova, length, result, fault[0])
+
+    def disconnect(self) -> None:
+        """The client has gone and its memory with it: every access fails from now on."""
+        self._native = None
+
+    def _usable(self, verb: str, iova: int, length: int) -> Any:
+        what = f"DMA {verb} of {length} bytes at {iova:#x} failed"
+        if self._native is None:
+            raise DmaError(f"{what}: the client whose memory it was has disconnected")
+        if not (0 <= iova < 1 << 64 and 0 <= length < 1 << 64):
+            raise DmaError(f"{what}: addresses and lengths have 64 bits")
+        return self._native
 
     @staticmethod
     def _error(verb: str, iova: int, length: int, result: int, fault: int) -> DmaError:
@@ -172,19 +190,22 @@ class GuestMemory:
 
     def map(self, iova: int, size: int, fd: int, offset: int = 0, *, writable: bool = True) -> None:
         """Map ``size`` bytes of ``fd`` at ``iova`` (page aligned); DmaError if that cannot be."""
-        result = lib.vdcm_aspace_map(self._native, iova, size, fd, offset, True, writable)
+        native = self._usable("map", iova, size)
+        result = lib.vdcm_aspace_map(native, iova, size, fd, offset, True, writable)
         if result:
             raise DmaError(f"cannot map {size:#x} bytes at {iova:#x}: {os.strerror(-result)}")
 
     def unmap(self, iova: int, size: int) -> None:
         """Remove the ranges inside [iova, iova + size); DmaError if none is, or one is cut."""
-        result = lib.vdcm_aspace_unmap(self._native, iova, size)
+        result = lib.vdcm_aspace_unmap(self._usable("unmap", iova, size), iova, size)
         if result:
             raise DmaError(f"cannot unmap {size:#x} bytes at {iova:#x}: {os.strerror(-result)}")
 
     @property
     def ranges(self) -> list[DmaRange]:
         """What is announced now, in ascending order."""
+        if self._native is None:
+            return []
         limit = lib.VDCM_ASPACE_MAX_RANGES
         found = ffi.new("vdcm_range[]", limit)
         count = lib.vdcm_aspace_ranges(self._native, found, limit)
@@ -373,17 +394,19 @@ class Session:
         self._running = False
         turns.last, turns.end = self, time.perf_counter_ns()
         self._idle_since = turns.end
+        if self._closed:  # by a callback, which must not free what it was called from
+            self._free()
         if self.interrupted is not None:
             error, self.interrupted = self.interrupted, None
             self.close("the server is stopping")
             raise error
+        if self._closed:
+            return
         if handled < 0:
             self._lost(-handled)
             return
         self.messages += handled
-        if self._closed:  # by a callback, which must not free what it was called from
-            self._free()
-        elif lib.vdcm_session_partial(self._native):
+        if lib.vdcm_session_partial(self._native):
             self._wait_for_rest(progress=handled > 0)
         else:
             self._stalled = None
@@ -398,6 +421,8 @@ class Session:
             self.close(f"the rest of a message did not come within {PATIENCE:.0f} s")
             return
         self._loop.remove_reader(self._connection.fileno())
+        if self._retry is not None:  # look() may come between
+            self._retry.cancel()
         self._retry = self._loop.call_later(min(max(waited, 0.001), 0.05), self._look_again)
 
     def _look_again(self) -> None:
@@ -425,11 +450,21 @@ class Session:
             self.device.detached()
         except Exception:
             log.exception("%s: the device model failed to let go of its client", self.device.name)
-        if not self._running:
+        if self._running:
+            lib.vdcm_session_stop(self._native)
+        else:
             self._free()
         self._endpoint.released(self)
 
+    def discard(self) -> None:
+        """Give a session back that its device has not taken; the connection is the caller's."""
+        self._closed = True
+        self.memory.disconnect()
+        lib.vdcm_session_free(self._native)
+        self._native = ffi.NULL
+
     def _free(self) -> None:
+        self.memory.disconnect()
         lib.vdcm_session_free(self._native)
         self._native = ffi.NULL
         self._connection.close()
@@ -517,7 +552,14 @@ class Endpoint:
                 self.session.look()  # it may have gone without our having seen it yet
             if self.session is not None:
                 raise ProtocolError("another client is connected", errno.EBUSY)
+            if self._listener.fileno() < 0:  # looking may have run a handler that withdrew us
+                raise TransportError("the server is stopping")
             session = Session(self, connection, client)
+            try:
+                self.device.attached(session)
+            except BaseException:
+                session.discard()
+                raise
         except TimeoutError:
             log.warning("%s: a client connected and said no hello", self.device.name)
             connection.close()
@@ -526,12 +568,15 @@ class Endpoint:
             log.warning("%s: a client was refused: %s", self.device.name, error)
             self._reply(connection, message, b"", number)
             connection.close()
+        except Exception:
+            log.exception("%s: the device model failed", self.device.name)
+            self._reply(connection, message, b"", errno.EIO)
+            connection.close()
         except BaseException:
             connection.close()
             raise
         else:
             self.session = session
-            self.device.attached(session)
             # The lower of the two minor versions is what both understand; stock QEMU says 0.
             minor = min(client.minor, protocol.MINOR)
             hello = protocol.pack_version(session.capabilities, minor=minor)
