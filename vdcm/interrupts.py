@@ -62,6 +62,7 @@ class _Kind:
     """State of one kind of interrupt. Sets hold vector numbers."""
 
     count: int
+    given: int  # how many of them the guest lets the device use
     enabled: bool = False  # by the guest, in configuration space
     all_masked: bool = False  # function mask of MSI-X, Interrupt Disable of INTx
     bound: set[int] = field(default_factory=set)
@@ -94,7 +95,7 @@ class Interrupts:
                 raise DeclarationError(
                     f"{kind.name} has 0 to {self.LIMITS[kind]} vectors, not {count}"
                 )
-        self._kinds = {kind: _Kind(count) for kind, count in self.counts.items()}
+        self._kinds = {kind: _Kind(count, count) for kind, count in self.counts.items()}
         self._trigger: Trigger | None = None
         self._line = False
         self.delivered = 0
@@ -108,7 +109,9 @@ class Interrupts:
     # The device's side.
 
     def signal(self, vector: int = 0) -> None:
-        """Send message ``vector`` (MSI-X or MSI, whichever is in use; MSI wraps at its count).
+        """Send message ``vector`` (MSI-X or MSI, whichever is in use).
+
+        MSI wraps at the number of vectors that the guest gave (PCIe 5.0, 7.7.1.2).
 
         With neither in use there is nothing to send to: as on a real function, it is lost.
         Raises VdcmError for a vector that the device does not have.
@@ -119,7 +122,7 @@ class Interrupts:
         for kind in (Irq.MSIX, Irq.MSI):
             state = self._kinds[kind]
             if state.count and (state.enabled or state.bound):
-                self._deliver(kind, vector % state.count)
+                self._deliver(kind, vector % state.given)
                 return
         if self.observer is not None:
             self.observer(f"interrupt {vector} lost: neither MSI-X nor MSI is enabled")
@@ -138,12 +141,16 @@ class Interrupts:
             self.observer(f"INTx {'asserted' if asserted else 'deasserted'}")
         if not asserted:
             return
-        if any(
-            self._kinds[kind].enabled or self._kinds[kind].bound for kind in (Irq.MSI, Irq.MSIX)
-        ):
+        if self._messages_in_use():
             self.signal(0)
         else:
             self._deliver_line()
+
+    def _messages_in_use(self) -> bool:
+        """Then the line is not used (PCIe 5.0, 6.1.4.3)."""
+        return any(
+            self._kinds[kind].enabled or self._kinds[kind].bound for kind in (Irq.MSI, Irq.MSIX)
+        )
 
     @property
     def line(self) -> bool:
@@ -178,6 +185,8 @@ class Interrupts:
         state = self._kinds[Irq.INTX]
         if not (state.count and self._line and self._trigger) or state.blocked(0):
             return
+        if self._messages_in_use():
+            return
         if self._trigger(Irq.INTX, 0):
             # Level-triggered: the client unmasks when the guest has served it (VFIO AUTOMASKED).
             state.client_masked.add(0)
@@ -190,6 +199,7 @@ class Interrupts:
         if kind is Irq.INTX:
             self._deliver_line()
             return
+        self._deliver_line()  # what was in use may no longer be
         state = self._kinds[kind]
         for vector in sorted(state.pending.intersection(vectors)):
             if not state.blocked(vector):
@@ -235,10 +245,16 @@ class Interrupts:
 
     # The guest's side.
 
-    def set_enabled(self, kind: Irq, *, enabled: bool, all_masked: bool = False) -> None:
-        """The guest enabled, disabled or masked a kind of interrupt in configuration space."""
+    def set_enabled(
+        self, kind: Irq, *, enabled: bool, all_masked: bool = False, given: int | None = None
+    ) -> None:
+        """The guest enabled, disabled or masked a kind of interrupt in configuration space.
+
+        ``given``: how many vectors the device may use; None for all.
+        """
         state = self._kinds[kind]
         state.enabled = enabled
+        state.given = state.count if given is None else given
         state.all_masked = all_masked
         if not all_masked:
             self._look_again(kind, range(state.count))
@@ -274,6 +290,7 @@ class Interrupts:
         for state in self._kinds.values():
             state.pending.clear()
             state.enabled = state.all_masked = False
+            state.given = state.count
             state.guest_masked.clear()
         if self.msix is not None:
             self.msix.table.reset()

@@ -169,10 +169,12 @@ class Vdev:
         """The client has gone: as if the power had been cycled."""
         self.session = None
         self.interrupts.detach()
-        self.reset()
-        self.address_space.detach()
-        if self.state is VdevState.ATTACHED:
-            self.state = VdevState.READY
+        try:
+            self.reset()
+        finally:  # whatever the model does, the next client can come
+            self.address_space.detach()
+            if self.state is VdevState.ATTACHED:
+                self.state = VdevState.READY
 
     def reset(self) -> None:
         """Reset the function (PCIe 5.0, 6.6.2): registers, shared pages, interrupts, the model."""
@@ -182,10 +184,11 @@ class Vdev:
         try:
             self._say("reset")
             self.resets += 1
-            self.config.reset()
+            # What is pending goes first: the end of a mask would deliver it.
             for bar in self.bars.values():
                 bar.reset()
             self.interrupts.reset()
+            self.config.reset()
             self.on_reset()
         finally:
             self.state = before
@@ -279,7 +282,8 @@ class _Events(ConfigEvents):
         )
 
     def on_msi_change(self, msi: Msi) -> None:
-        self._vdev.interrupts.set_enabled(Irq.MSI, enabled=msi.enabled)
+        given = msi.vectors_enabled if msi.enabled else None
+        self._vdev.interrupts.set_enabled(Irq.MSI, enabled=msi.enabled, given=given)
         self._vdev.interrupts.set_guest_masks(Irq.MSI, msi.mask)
 
     def on_msix_change(self, msix: MsiX) -> None:
