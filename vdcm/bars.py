@@ -22,7 +22,8 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -34,6 +35,8 @@ from vdcm.registers import RegisterMap, RegisterSpace
 from vdcm.transport import MAX_AREAS, RegionDescription
 
 PAGE: Final = os.sysconf("SC_PAGESIZE")
+LARGEST: Final = 1 << 31
+"""Bytes of the largest BAR, a 64-bit one too."""
 
 
 class PagePolicy(Enum):
@@ -82,11 +85,16 @@ class Bar:
         self.size: Final = size
         self.space: Final = RegisterSpace(f"BAR{index}", size)
         self.pages: Final = tuple(sorted(pages, key=lambda part: part.offset))
+        self._fd = -1
         self._check_pages()
+        if size > LARGEST:
+            raise DeclarationError(
+                f"BAR{index}: {size:#x} bytes are too many, at most {LARGEST:#x}: "
+                "libvfio-user keeps a region's size in 32 bits"
+            )
         # What lies outside needs no closer look, which most intercepted registers do.
         self._shared_from = self.pages[0].offset if self.pages else size
         self._shared_to = self.pages[-1].end if self.pages else 0
-        self._fd = -1
         self._memory: mmap.mmap | None = None
         if any(part.policy.shared for part in self.pages):
             self._fd = _sealed_memfd(f"vdcm-bar{index}", size)
@@ -105,7 +113,8 @@ class Bar:
                 raise DeclarationError(f"{where} end at {end:#x}, beyond the BAR's {self.size:#x}")
         if self.layout.kind is BarKind.IO and self.pages:
             raise DeclarationError(f"BAR{self.index}: an I/O BAR has no pages that can be mapped")
-        areas = len(self._areas(self.pages))
+        described = self.region()
+        areas = len(described.areas) + len(described.read_only)
         if areas > MAX_AREAS:
             raise DeclarationError(
                 f"BAR{self.index}: {areas} separate mappable areas, at most {MAX_AREAS}: "
@@ -213,17 +222,18 @@ class Bar:
 
     def reset(self) -> None:
         """Registers to their reset values, shared memory to zero."""
-        for part in self._shared():
-            self.view(part.offset, part.size)[:] = bytes(part.size)
+        if self._memory is not None:
+            # The pages are given back, not written: a large BAR of which little was used stays so.
+            for part in self.pages:
+                if part.policy.shared:
+                    self._memory.madvise(mmap.MADV_REMOVE, part.offset, part.size)
         self.space.reset()
 
-    def _shared(self) -> Iterator[Pages]:
-        return (part for part in self.pages if part.policy.shared)
-
     def close(self) -> None:
-        """Give the memory back. Views of it must be gone."""
+        """Give the memory back; what a model has views of, with the last of them."""
         if self._memory is not None:
-            self._memory.close()
+            with suppress(BufferError):
+                self._memory.close()
             os.close(self._fd)
             self._memory, self._fd = None, -1
 
