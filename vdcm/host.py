@@ -36,7 +36,11 @@ class Parent:
             known = ", ".join(sorted(self.types))
             raise VdcmError(f"{self.name} has no type {type_name} (known: {known})") from None
         vdev = model(name)
-        set_properties(vdev, properties)
+        try:
+            set_properties(vdev, properties)
+        except BaseException:
+            vdev.close()
+            raise
         return vdev
 
 
