@@ -20,10 +20,14 @@ mount -t devpts devpts /dev/pts
 exec 3<>/dev/ttyS1
 stty raw -echo <&3
 echo "ready 0 0" >&3
-while read -r id seconds command <&3; do
-    echo "$command" | base64 -d >/run/command
-    timeout -s KILL "$seconds" sh /run/command </dev/null >/run/output 2>&1 3>&-
-    echo "$id $? $(wc -c </run/output)" >&3
-    cat /run/output >&3
-done
+# Not in process 1: orphans are its children (timeout leaves one each time), and a busybox read that
+# the end of a child interrupts forgets what it has read of the line so far.
+(
+    while read -r id seconds command <&3; do
+        echo "$command" | base64 -d >/run/command
+        timeout -s KILL "$seconds" sh /run/command </dev/null >/run/output 2>&1 3>&-
+        echo "$id $? $(wc -c </run/output)" >&3
+        cat /run/output >&3
+    done
+)
 poweroff -f
