@@ -1,0 +1,116 @@
+"""One server and one guest for all tests that can share them; their logs when a test fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.guest.lab import MODULES, Lab, root_port
+from tests.guest.machine import Machine, vfio_user
+from tests.guest.server import Server
+from vdcm.environment import Environment, load_environment
+from vdcm.errors import PrerequisiteError
+
+_STARTED = pytest.StashKey[list[Server | Machine]]()
+
+
+@pytest.fixture(scope="session")
+def environment() -> Environment:
+    """What ci/bootstrap provides; without it there is nothing to boot."""
+    try:
+        return load_environment()
+    except PrerequisiteError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def lab(
+    environment: Environment,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+) -> Iterator[Lab]:
+    folder = tmp_path_factory.mktemp("lab")
+    started = request.config.stash.setdefault(_STARTED, [])
+    vdevs: dict[str, dict[str, Any]] = {
+        "gpio0": {"type": "pcie-idio-16", "inputs": 0x00FF},
+        "show0": {"type": "showcase"},
+        "plug0": {"type": "showcase"},
+    }
+    server = Server(folder, vdevs)
+    machine = Machine(
+        environment,
+        log_dir=folder,
+        modules=MODULES,
+        devices=[
+            *root_port(1),
+            *root_port(2),
+            *vfio_user(server.socket("gpio0")),
+            *vfio_user(server.socket("show0"), bus="rp1"),
+        ],
+    )
+    started += [server, machine]
+    with server, machine:
+        yield Lab(server, machine)
+    started.remove(machine)
+    started.remove(server)
+
+
+Serve = Callable[[Mapping[str, Mapping[str, Any]]], Server]
+Boot = Callable[..., Machine]
+
+
+@pytest.fixture
+def serve(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Serve]:
+    """``serve(vdevs)`` starts a server of the test's own."""
+    yield from _factory(request, lambda vdevs: Server(tmp_path, vdevs))
+
+
+@pytest.fixture
+def boot(
+    environment: Environment, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Boot]:
+    """``boot(devices, **options of Machine)`` starts a guest of the test's own."""
+
+    def make(devices: list[str], **options: Any) -> Machine:
+        number = len(list(tmp_path.glob("guest*")))
+        folder = tmp_path / f"guest{number}"
+        return Machine(environment, log_dir=folder, devices=devices, modules=MODULES, **options)
+
+    yield from _factory(request, make)
+
+
+def _factory(
+    request: pytest.FixtureRequest, make: Callable[..., Any]
+) -> Iterator[Callable[..., Any]]:
+    """``make`` that also starts what it makes; all of it is stopped when the test is over."""
+    started = request.config.stash.setdefault(_STARTED, [])
+    mine: list[Any] = []
+
+    def start(*arguments: Any, **options: Any) -> Any:
+        made = make(*arguments, **options)
+        mine.append(made)
+        started.append(made)
+        made.start()
+        return made
+
+    try:
+        yield start
+    finally:
+        for made in reversed(mine):
+            started.remove(made)
+            made.stop()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report: pytest.TestReport = yield  # type: ignore[assignment]
+    if report.failed:
+        for one in item.config.stash.get(_STARTED, []):
+            if isinstance(one, Server):
+                report.sections.append(("server", one.log_tail()))
+            else:
+                report.sections.append(("guest", one.console()))
+    return report  # type: ignore[return-value]
