@@ -101,6 +101,8 @@ class Bar:
             self._memory = mmap.mmap(self._fd, size)
 
     def _check_pages(self) -> None:
+        if self.layout.kind is BarKind.IO and self.pages:
+            raise DeclarationError(f"BAR{self.index}: an I/O BAR has no pages that can be mapped")
         end = 0
         for part in self.pages:
             where = f"BAR{self.index}: {part.policy.value} pages at {part.offset:#x}"
@@ -111,8 +113,6 @@ class Bar:
             end = part.end
             if end > self.size:
                 raise DeclarationError(f"{where} end at {end:#x}, beyond the BAR's {self.size:#x}")
-        if self.layout.kind is BarKind.IO and self.pages:
-            raise DeclarationError(f"BAR{self.index}: an I/O BAR has no pages that can be mapped")
         described = self.region()
         areas = len(described.areas) + len(described.read_only)
         if areas > MAX_AREAS:
