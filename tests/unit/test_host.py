@@ -1,0 +1,80 @@
+"""Parents: creating VDEVs, setting properties, and finding models."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint
+
+import pytest
+from small_model import House
+
+import vdcm.host
+from vdcm import Parent, PropertyError, VdcmError
+from vdcm.errors import DeclarationError
+from vdcm.host import GROUP, models, set_properties
+from vdcm.pasid import PASIDS
+from vdcm_devices.idio16 import Idio16Card
+
+
+def test_a_parent_creates_what_it_names() -> None:
+    vdev = House("home").create("lamp", "lamp0", {"level": 0x10, "label": "porch"})
+    assert vdev.name == "lamp0"
+    assert vdev.describe()["properties"] == {
+        "level": 0x10,
+        "label": "porch",
+        "lit": False,
+        "wiring": 1,
+    }
+    vdev.close()
+
+
+def test_an_unknown_type_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(VdcmError, match=r"home has no type lump \(known: broken-lamp, lamp\)"):
+        House("home").create("lump", "lamp0", {})
+    with pytest.raises(VdcmError, match="known: "):
+        Parent("none").create("lamp", "lamp0", {})
+
+
+@pytest.mark.parametrize("properties", [{"level": 0x100}, {"colour": 1}, {"level": 0xEE}])
+def test_a_vdev_that_cannot_be_made_leaves_no_pasid(properties: dict[str, int]) -> None:
+    """0xee is a value that the model itself fails on."""
+    before = len(PASIDS)
+    with pytest.raises((PropertyError, RuntimeError)):
+        House("home").create("lamp", "lamp0", properties)
+    assert len(PASIDS) == before
+
+
+def test_properties_are_set_all_or_none() -> None:
+    house = House("home")
+    set_properties(house, {"storeys": 2})
+    with pytest.raises(PropertyError, match=r"home has no property rooms \(known: storeys\)"):
+        set_properties(house, {"storeys": 3, "rooms": 1})
+    with pytest.raises(PropertyError, match="storeys takes"):
+        set_properties(house, {"storeys": 99})
+    assert house.storeys == 2
+    with pytest.raises(PropertyError, match="known: none"):
+        set_properties(Parent("bare"), {"storeys": 3})
+
+
+def test_the_installed_models_are_found() -> None:
+    assert models()["idio16"] is Idio16Card
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("no.such.module:Thing", "model odd .* does not load"),
+        ("small_model:Missing", "model odd .* does not load"),
+        ("small_model:Lamp", "is no subclass of vdcm.Parent"),
+        ("small_model:HOUSE", "is no subclass of vdcm.Parent"),
+    ],
+)
+def test_a_model_that_is_none_is_named(
+    monkeypatch: pytest.MonkeyPatch, value: str, message: str
+) -> None:
+    def found(group: str) -> list[EntryPoint]:
+        return [EntryPoint("odd", value, group)]
+
+    monkeypatch.setattr(vdcm.host, "entry_points", found)
+    with pytest.raises(DeclarationError, match=message):
+        models()
+    assert GROUP == "vdcm.devices"
