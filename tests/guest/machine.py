@@ -93,10 +93,12 @@ class Machine:
         self.qemu_log = log_dir / "qemu.log"
         self.boot_seconds = 0.0
         self._environment = environment
+        # Not a memfd with share=off: QEMU passes that one on, and the server would map other pages
+        # than the guest's private ones.
+        backend = "memfd,share=on" if shared_memory else "ram"
         self._arguments = [
             *("-M", "q35,memory-backend=ram,vmport=off", "-m", memory, "-smp", str(cpus)),
-            *("-object", f"memory-backend-memfd,id=ram,size={memory},share="
-              f"{'on' if shared_memory else 'off'}"),
+            *("-object", f"memory-backend-{backend},id=ram,size={memory}"),
             *devices,
         ]  # fmt: skip
         self._initramfs = log_dir / "initramfs.cpio"
