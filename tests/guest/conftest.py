@@ -37,7 +37,7 @@ def lab(
     vdevs: dict[str, dict[str, Any]] = {
         "gpio0": {"type": "pcie-idio-16", "inputs": 0x00FF},
         "show0": {"type": "showcase"},
-        "plug0": {"type": "showcase"},
+        "plug0": {"type": "pcie-idio-16"},
     }
     server = Server(folder, vdevs)
     machine = Machine(
