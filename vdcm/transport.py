@@ -560,6 +560,9 @@ class Endpoint:
             except BaseException:
                 session.discard()
                 raise
+            if self._listener.fileno() < 0:  # so may the model now
+                session.close("the server is stopping", logging.INFO)
+                return
         except TimeoutError:
             log.warning("%s: a client connected and said no hello", self.device.name)
             connection.close()

@@ -35,6 +35,7 @@ from vdcm.bars import PAGE
 from vdcm.client import Client, Irq, Region
 from vdcm.errors import DmaError, ProtocolError, TransportError
 from vdcm.pasid import PASIDS
+from vdcm.transport import Session
 from vdcm.vdev import VdevState
 
 SCRATCH, DMA_ADDRESS, DMA_COMMAND, DMA_DATA = 0x00, 0x08, 0x10, 0x14
@@ -642,6 +643,21 @@ def test_vdev_that_is_served_again_by_its_own_handler(host: Host, vdev: Everythi
     vdev.action = lambda: None
     with host.connect() as client:
         assert bar0(client, SCRATCH) == 0
+
+
+def test_vdev_that_is_withdrawn_while_a_client_is_let_in(host: Host) -> None:
+    class Fickle(Everything):
+        def attached(self, session: Session) -> None:
+            super().attached(session)
+            host.transport.withdraw(self.name)
+
+    before = descriptors()
+    vdev = host.serve("fickle", Fickle)
+    with pytest.raises(TransportError):
+        host.connect("fickle")
+    wait_until_ready(vdev)
+    vdev.close()
+    assert descriptors() <= before
 
 
 def test_half_a_message_and_other_clients_that_knock(
