@@ -3,6 +3,7 @@
  * hands the part between the two cffi marks to cffi.
  *
  *   session.c  one libvfio-user context for one connected client, and its message loop
+ *   requests.c the requests that are answered without libvfio-user
  *   guard.c    looks at each message before libvfio-user may read it
  *   aspace.c   the guest memory that the client has mapped for DMA
  *
