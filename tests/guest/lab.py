@@ -59,3 +59,14 @@ def interrupts_of(machine: Machine, name: str) -> int:
     counts = [line.split()[1] for line in lines if re.search(rf"\b{re.escape(name)}$", line)]
     assert counts, "\n".join(lines)
     return int(counts[0])
+
+
+def driven(server: Server, since: int, levels: int) -> bool:
+    """The outputs of ``gpio0`` are ``levels``, one bit each: its trace from character ``since`` of
+    the log on says so, by the last value written to each register."""
+    last = {"OUT_LOW": 0, "OUT_HIGH": 0}
+    for line in server.trace("gpio0", since):
+        words = line.split()
+        if words[0] == "write" and words[2] in last:
+            last[words[2]] = int(words[-1], 16)
+    return last["OUT_LOW"] | last["OUT_HIGH"] << 8 == levels

@@ -6,7 +6,6 @@ of nothing but metadata, by whose entry point vdcm finds the model of ``showcase
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import select
@@ -18,6 +17,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+import yaml
 
 from vdcm.control import ControlClient
 from vdcm.host import GROUP
@@ -46,10 +47,10 @@ class Server:
         for name, text in _METADATA.items():
             (package / name).write_text(text)
         document = {
-            "control": str(self.control),
-            "vdevs": {name: {"socket": f"{name}.sock", **keys} for name, keys in vdevs.items()},
+            "control": self.control.name,
+            "vdevs": {name: {**keys, "socket": f"{name}.sock"} for name, keys in vdevs.items()},
         }
-        self.definition.write_text(json.dumps(document, indent=2))  # JSON is YAML
+        self.definition.write_text(yaml.safe_dump(document, sort_keys=False))
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
@@ -88,6 +89,7 @@ class Server:
                 stderr=log,
                 text=True,
                 env=environment,
+                start_new_session=True,  # Ctrl-C is for whoever started it, who then stops it
             )
         assert self._process.stdout is not None  # it is a pipe
         output = ""
@@ -162,6 +164,8 @@ class Server:
         """Wait until the server is seen to have done something; ServerError if it does not."""
         deadline = time.monotonic() + DEADLINE
         while not condition():
+            if self._process is None or self._process.poll() is not None:
+                raise ServerError(f"the server has ended before: {what}\n{self.log_tail()}")
             if time.monotonic() > deadline:
                 raise ServerError(f"it never happened: {what}\n{self.log_tail()}")
             time.sleep(0.01)

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from tests.guest.gpio import Edge, Gpio
-from tests.guest.lab import Lab, interrupts_of
+from tests.guest.lab import Lab, driven, interrupts_of
 
 OUTPUTS = range(16)
 INPUTS = range(16, 32)
@@ -19,16 +19,6 @@ DRIVER = "/sys/bus/pci/drivers/pci-idio-16"
 def gpio(lab: Lab) -> Iterator[Gpio]:
     lab.server.set("gpio0", inputs=0x00FF)
     yield lab.gpio()
-
-
-def driven(lab: Lab, since: int, levels: int) -> bool:
-    """The outputs are ``levels``, by the last value written to each register since then."""
-    last = {"OUT_LOW": 0, "OUT_HIGH": 0}
-    for line in lab.server.trace("gpio0", since):
-        words = line.split()
-        if words[0] == "write" and words[2] in last:
-            last[words[2]] = int(words[-1], 16)
-    return last["OUT_LOW"] | last["OUT_HIGH"] << 8 == levels
 
 
 def counted(lab: Lab) -> tuple[int, int]:
@@ -49,7 +39,9 @@ def test_each_output_reaches_the_server_and_reads_back(lab: Lab, gpio: Gpio) -> 
     for line in OUTPUTS:
         since = len(lab.server.log)
         gpio.set({other: int(other == line) for other in OUTPUTS})
-        lab.server.wait_for(f"output {line} alone is 1", partial(driven, lab, since, 1 << line))
+        lab.server.wait_for(
+            f"output {line} alone is 1", partial(driven, lab.server, since, 1 << line)
+        )
         assert gpio.get(OUTPUTS) == [int(other == line) for other in OUTPUTS]
 
 

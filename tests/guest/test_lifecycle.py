@@ -8,10 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from tests.guest.gpio import Gpio
 from tests.guest.lab import CARD, SHOWCASE, Lab, address_of, bars_of
 from tests.guest.machine import Machine, vfio_user
 from tests.guest.server import Server
+
+pytestmark = pytest.mark.timeout(300)  # several boots; each has its own, shorter limit
 
 Serve = Callable[..., Server]
 Boot = Callable[..., Machine]

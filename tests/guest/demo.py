@@ -1,0 +1,171 @@
+"""The demo: Linux's own gpio-pci-idio-16 drives a card that vdcm serves. Run by ci/demo.
+
+python -m tests.guest.demo [BEGIN]     BEGIN: when the demo began, in seconds since the epoch
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+from tests.guest.gpio import Edge, Gpio
+from tests.guest.lab import CARD, MODULES, address_of, driven, interrupts_of
+from tests.guest.machine import GuestError, Machine, vfio_user
+from tests.guest.server import Server, ServerError
+from vdcm.environment import Environment, load_environment
+from vdcm.errors import PrerequisiteError, VdcmError
+
+OUTPUTS = range(16)
+INPUTS = range(16, 32)
+SIDE = {"vdcm": "  vdcm   ", "guest": "  guest  "}
+
+
+class DemoError(Exception):
+    """Something came out otherwise than it should."""
+
+
+def title(text: str) -> None:
+    print(f"\n=== {text} {'=' * max(3, 74 - len(text))}", flush=True)
+
+
+def say(side: str, text: str) -> None:
+    for line in text.splitlines():
+        print(f"{SIDE[side]}{line.expandtabs(4)}", flush=True)
+
+
+def expect(what: str, found: object, expected: object) -> None:
+    if found != expected:
+        raise DemoError(f"{what}: {found!r} instead of {expected!r}")
+
+
+def one_hot(line: int) -> list[int]:
+    return [int(other == line) for other in range(16)]
+
+
+def demo(environment: Environment, server: Server, machine: Machine) -> None:
+    """The whole show. Raises DemoError, GuestError, ServerError or VdcmError."""
+    title("1. vdcm serves the device")
+    say("vdcm", f"vdcm serve {server.definition.name}\n{server.definition.read_text()}")
+    server.start()
+    shown = server.show("gpio0")
+    say("vdcm", f"{shown['name']} is {shown['state']}: PCI {shown['pci_id']}, {shown['socket']}")
+
+    title("2. stock QEMU boots Linux with it")
+    machine.start()
+    version, release = environment.qemu_version, environment.kernel_release
+    say("guest", f"QEMU {version}, Linux {release}, up after {machine.boot_seconds:.1f} s")
+    say("vdcm", f"gpio0 is {server.show('gpio0')['state']}")
+
+    title("3. the guest's own driver binds")
+    card = address_of(machine, CARD)
+    machine.check("modprobe gpio-pci-idio-16")
+    listing = machine.check(f"lspci -vvv -s {card}")
+    say("guest", f"# modprobe gpio-pci-idio-16; lspci -vvv -s {card}\n{listing.strip()}")
+    if "Kernel driver in use: pci-idio-16" not in listing:
+        raise DemoError("the driver gpio-pci-idio-16 did not bind")
+    gpio = Gpio(machine, card)
+    say("guest", f"# gpiodetect\n{machine.check('gpiodetect').strip()}")
+
+    title("4. the guest drives every output")
+    show_outputs(server, gpio)
+    title("5. the guest reads every input, which the host side sets")
+    show_inputs(server, gpio)
+    title("6. an input interrupts the guest")
+    show_interrupt(server, machine, gpio, card)
+
+    title("7. counted by vdcm")
+    counters = server.show("gpio0")["counters"]
+    say("vdcm", ", ".join(f"{count} {name}" for name, count in counters.items()))
+
+
+def show_outputs(server: Server, gpio: Gpio) -> None:
+    gpio.set(dict.fromkeys(OUTPUTS, 0))
+    for line in OUTPUTS:
+        since = len(server.log)
+        gpio.set(dict(zip(OUTPUTS, one_hot(line), strict=True)))
+        server.wait_for(f"output {line} alone is 1", partial(driven, server, since, 1 << line))
+        expect(f"outputs read back with only {line} set", gpio.get(OUTPUTS), one_hot(line))
+    say("guest", "# gpioset, one output after the other; read back: as set, 16 of 16")
+    say("vdcm", "saw each of them; of the last one, output 15:")
+    excerpt(server, since, ("write BAR2",), last=3)
+
+
+def show_inputs(server: Server, gpio: Gpio) -> None:
+    for line in range(16):
+        since = len(server.log)
+        server.set("gpio0", inputs=1 << line)
+        expect(f"inputs with only {line} set", gpio.get(INPUTS), one_hot(line))
+    say("vdcm", "vdcm set gpio0 inputs=0x0001, 0x0002, 0x0004 ... 0x8000")
+    say("guest", "# gpioget after each: the same, 16 of 16")
+    say("vdcm", "saw of the last one:")
+    excerpt(server, since, ("read BAR2",), last=3)
+
+
+def show_interrupt(server: Server, machine: Machine, gpio: Gpio, card: str) -> None:
+    server.set("gpio0", inputs=0)
+    before = interrupts_of(machine, card)
+    delivered = server.show("gpio0")["counters"]["interrupts"]
+    since = len(server.log)
+    monitor = gpio.watch([INPUTS[0]], edges=1)
+    say("guest", "# gpiomon waits for input 0")
+    server.set("gpio0", inputs=1)
+    say("vdcm", "vdcm set gpio0 inputs=0x0001")
+    expect("edges that gpiomon saw", monitor.wait(), [Edge(INPUTS[0], rising=True)])
+    count = interrupts_of(machine, card) - before
+    say("guest", f"gpiomon: rising edge; /proc/interrupts: {count} more for {card}")
+    if count < 1 or server.show("gpio0")["counters"]["interrupts"] <= delivered:
+        raise DemoError("the edge came, but no interrupt was counted")
+    say("vdcm", "saw, from gpiomon's begin to its end:")
+    excerpt(server, since, ("read BAR2", "write BAR2", "INTx", "INTX"), last=14)
+
+
+def excerpt(server: Server, since: int, kinds: tuple[str, ...], last: int) -> None:
+    """The last lines of these kinds of the trace."""
+    lines = [line for line in server.trace("gpio0", since) if line.startswith(kinds)]
+    say("vdcm", "\n".join(f"  {line}" for line in lines[-last:]))
+
+
+def main(arguments: Sequence[str]) -> int:
+    begin = float(arguments[0]) if arguments else time.time()
+    # The end of a terminal or of a service ends the guest and the server in good order, too.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    try:
+        environment = load_environment()
+    except PrerequisiteError as error:
+        print(f"DEMO FAIL: {error}", file=sys.stderr)
+        return 1
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vdcm-demo-")))
+        server = Server(folder, {"gpio0": {"type": "pcie-idio-16"}})
+        stack.callback(server.kill)  # in case that it does not stop
+        machine = Machine(
+            environment,
+            log_dir=folder,
+            devices=vfio_user(server.socket("gpio0")),
+            modules=MODULES,
+        )
+        stack.callback(machine.stop)
+        try:
+            demo(environment, server, machine)
+            machine.stop()
+            server.stop()
+        except KeyboardInterrupt:
+            print("\nDEMO FAIL: interrupted; the guest and the server have ended", file=sys.stderr)
+            return 130
+        except (DemoError, GuestError, ServerError, VdcmError) as error:
+            print(f"\n{server.log_tail()}\n{machine.console()}", file=sys.stderr)
+            print(f"\nDEMO FAIL: {str(error).splitlines()[0]}", file=sys.stderr)
+            return 1
+    print(f"\nDEMO PASS ({time.time() - begin:.0f} s in all)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
