@@ -161,7 +161,8 @@ def main(arguments: Sequence[str]) -> int:
             return 130
         except (DemoError, GuestError, ServerError, VdcmError) as error:
             print(f"\n{server.log_tail()}\n{machine.console()}", file=sys.stderr)
-            print(f"\nDEMO FAIL: {str(error).splitlines()[0]}", file=sys.stderr)
+            ended = "" if server.running else "; the server has ended"
+            print(f"\nDEMO FAIL: {str(error).splitlines()[0]}{ended}", file=sys.stderr)
             return 1
     print(f"\nDEMO PASS ({time.time() - begin:.0f} s in all)")
     return 0

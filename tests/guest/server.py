@@ -70,6 +70,11 @@ class Server:
         """Its control socket."""
         return self.folder / "control.sock"
 
+    @property
+    def running(self) -> bool:
+        """It has been started and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
     def socket(self, name: str) -> Path:
         """The socket of a VDEV."""
         return self.folder / f"{name}.sock"
@@ -164,7 +169,7 @@ class Server:
         """Wait until the server is seen to have done something; ServerError if it does not."""
         deadline = time.monotonic() + DEADLINE
         while not condition():
-            if self._process is None or self._process.poll() is not None:
+            if not self.running:
                 raise ServerError(f"the server has ended before: {what}\n{self.log_tail()}")
             if time.monotonic() > deadline:
                 raise ServerError(f"it never happened: {what}\n{self.log_tail()}")
