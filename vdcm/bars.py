@@ -139,6 +139,11 @@ class Bar:
                     raise DeclarationError(
                         f"BAR{self.index}: {name} at {offset:#x} straddles pages of two policies"
                     )
+                if registers.has_read_handlers:
+                    raise DeclarationError(
+                        f"BAR{self.index}: {type(registers).__name__} at {offset:#x} has on_read_ "
+                        "handlers, which nothing runs in write-intercepted pages"
+                    )
                 registers.mirror(lambda at, size, value: self._store(offset + at, size, value))
         self.space.place(offset, registers)
 

@@ -21,6 +21,7 @@ from typing import Final
 from vdcm.environment import load_environment
 from vdcm.errors import PrerequisiteError, VdcmError
 from vdcm.host import models
+from vdcm.transport import LIBVFIO_USER_GENERATION
 
 MINIMUM_QEMU: Final = (10, 1)
 """The first release with ``-device vfio-user-pci``."""
@@ -220,6 +221,12 @@ def guest_kernel() -> Check:
     return ok(name, f"{environment.kernel_release} with {', '.join(_GUEST_MODULES)}")
 
 
+def libvfio_user() -> Check:
+    """Which generation of its API this vdcm was built against."""
+    api = {1: "the API of 2022", 2: "the API of later years"}[LIBVFIO_USER_GENERATION]
+    return ok("libvfio-user", f"built in, {api}")
+
+
 def device_models() -> Check:
     """Every installed device model loads."""
     name = "device models"
@@ -235,6 +242,7 @@ def device_models() -> Check:
 
 CHECKS: Final[tuple[Callable[[], Check], ...]] = (
     qemu,
+    libvfio_user,
     kvm,
     open_files,
     locked_memory,

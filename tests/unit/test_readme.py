@@ -77,13 +77,16 @@ def test_the_device_is_a_device(blink: subprocess.Popen[str], socket_path: Path)
     with Client(socket_path) as device:
         assert device.config.read(0, 4) == 0xB11C1234
         device.write(Region.BAR0, 0x00, 4, 3)
-        assert device.read(Region.BAR0, 0x00, 4) == 1  # CLEAR is write-only
+        assert device.read(Region.BAR0, 0x00, 4) == 0  # both bits are commands
+        device.write(Region.BAR0, 0x00, 4, 2)
         device.write(Region.BAR0, 0x04, 4, 9)
         assert device.read(Region.BAR0, 0x04, 4) == 0
         device.write(Region.BAR0, 0x08, 8, 0x1_0000_0000)
         assert device.read(Region.BAR0, 0x08, 8) == 0x1_0000_0000
         (line,) = device.irq_enable(Irq.MSIX)
-        device.irq_trigger(Irq.MSIX)
+        device.write(Region.BAR0, 0x08, 8, 0)
+        device.write(Region.BAR0, 0x00, 4, 1)
+        assert device.read(Region.BAR0, 0x04, 4) == 1
         assert line.wait(START_TIME) == 1
         assert device.config.find(0x11) is not None
     blink.send_signal(signal.SIGINT)
@@ -94,7 +97,7 @@ def test_the_device_is_a_device(blink: subprocess.Popen[str], socket_path: Path)
 
 
 def test_its_counter_dma_and_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the host side does to it, in this process: its socket has no control socket beside."""
+    """In this process, where what it signals and writes can be seen."""
     names: dict[str, object] = {"__name__": "blink"}
     exec(compile(DEVICE, "README.md", "exec"), names)
     model = names["Blink"]
@@ -105,16 +108,16 @@ def test_its_counter_dma_and_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device.interrupts, "signal", signals.append)
     monkeypatch.setattr(device, "dma_write", lambda *what: written.append(what))
     try:
-        device.blinks = 3
+        device.write(0, 0, 4, 2)
         assert (device.read(0, 4, 4), signals) == (0, [])
         device.write(0, 0, 4, 1)
-        device.blinks = 4
-        assert (device.read(0, 4, 4), signals, written) == (4, [0], [])
+        assert (device.read(0, 4, 4), signals, written) == (1, [0], [])
+        device.step = 4
         device.write(0, 8, 8, 0x5000)
-        device.blinks = 5
-        assert written == [(0x5000, b"\5\0\0\0")]
+        device.write(0, 0, 4, 1)
+        assert (signals, written) == ([0, 0], [(0x5000, b"\5\0\0\0")])
         device.write(0, 0, 4, 3)
-        assert device.read(0, 4, 4) == 0
+        assert device.read(0, 4, 4) == 4
     finally:
         device.close()
 
@@ -125,7 +128,7 @@ def test_the_client_runs(
     assert blink.poll() is None
     assert CLIENT.count("/tmp/blink0.sock") == 1
     exec(compile(CLIENT.replace("/tmp/blink0.sock", str(socket_path)), "README.md", "exec"), {})
-    assert capsys.readouterr().out == "0xb11c1234 0\n"
+    assert capsys.readouterr().out == "0xb11c1234 1\n"
 
 
 def test_the_device_has_about_forty_lines() -> None:

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from wire_registers import ID, MSIX_VECTORS, Bar, Page, Reg
 
-from vdcm import transport
 from vdcm.errors import DmaError, VdcmError
 from vdcm.protocol import Area, Irq, Region
 from vdcm.transport import IrqAction, RegionDescription, Session, Transport
@@ -155,12 +154,12 @@ class WireDevice:
         self._words[register] = self._words.get(register, 0) + 1
 
 
-async def main(folder: Path, count: int) -> None:
+async def main(folder: Path, count: int, patience: float) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    server = Transport()
+    server = Transport(patience)
     try:
         for index in range(count):
             server.serve(WireDevice(f"vdev{index}"), folder / f"vdev{index}.sock")
@@ -172,10 +171,9 @@ async def main(folder: Path, count: int) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    if len(sys.argv) > 3:
-        # A silent client is given up after seconds that suit a test.
-        setattr(transport, "PATIENCE", float(sys.argv[3]))  # noqa: B010
+    # A silent client is given up after seconds that suit a test.
+    patience = float(sys.argv[3]) if len(sys.argv) > 3 else 5.0
     try:
-        asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2])))
+        asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), patience))
     except VdcmError as error:
         sys.exit(f"server_main: {error}")

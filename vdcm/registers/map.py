@@ -318,6 +318,11 @@ class RegisterMap:
                 ]
         return result
 
+    @property
+    def has_read_handlers(self) -> bool:
+        """Reading it runs code, so what is stored is not what is read."""
+        return bool(self._on_read)
+
     def mirror(self, sink: Callable[[int, int, int], None]) -> None:
         """Show the registers in memory: ``sink(offset, size, value)``, both in bytes, in the map.
 
