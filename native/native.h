@@ -117,6 +117,8 @@ int vdcm_libvfio_user_generation(void);
 int vdcm_on_read(void *owner, int region, uint64_t offset, int width, uint64_t *value);
 int vdcm_on_write(void *owner, int region, uint64_t offset, int width, uint64_t value);
 int vdcm_on_reset(void *owner);
+/* Is a file of guest memory to be mapped? Not 0: its client sees other pages than we would. */
+int vdcm_on_memory(void *owner, uint64_t device, uint64_t inode);
 int vdcm_on_dma(void *owner, bool mapped, uint64_t iova, uint64_t size, bool shared);
 /* action: VDCM_IRQ_... */
 int vdcm_on_irqs(void *owner, int index, int action, uint32_t start, uint32_t count);

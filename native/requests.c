@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <linux/vfio.h>
@@ -189,11 +190,17 @@ static int dma_map(vdcm_session *s, struct message *message)
         uint64_t offset, iova, size;
     } map;
     int fd = message->n_fds > 0 ? message->fds[0] : -1;
+    struct stat status;
     int error;
 
     memcpy(&map, PAYLOAD(message), sizeof(map));
     if ((map.flags & ~(uint32_t)(READ | WRITE)) != 0 || message->n_fds > 1) {
         return vdcm_answer(s, &message->peek.header, EINVAL, NULL, 0, -1);
+    }
+    /* QEMU also passes the descriptor of memory that it has mapped for itself alone (share=off). */
+    if (fd >= 0 && fstat(fd, &status) == 0 &&
+        vdcm_on_memory(s->owner, status.st_dev, status.st_ino) != 0) {
+        fd = -1;
     }
     error = vdcm_aspace_map(s->aspace, map.iova, map.size, fd, map.offset, map.flags & READ,
                             map.flags & WRITE);
@@ -243,13 +250,21 @@ static bool usable_eventfd(int fd)
     return fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) == 0;
 }
 
+/* What a client does with the error interrupt concerns nobody: it is offered and never raised. */
+static void tell(vdcm_session *s, uint32_t index, int action, uint32_t start, uint32_t count)
+{
+    if (index != VFIO_PCI_ERR_IRQ_INDEX) {
+        (void)vdcm_on_irqs(s->owner, (int)index, action, start, count);
+    }
+}
+
 static int bind_eventfds(vdcm_session *s, struct message *message, const struct vfio_irq_set *set)
 {
     struct vectors *kind = &s->kinds[set->index];
 
     if (message->n_fds == 0) {
         vdcm_unbind(kind, set->start, set->count);
-        (void)vdcm_on_irqs(s->owner, (int)set->index, VDCM_IRQ_UNBOUND, set->start, set->count);
+        tell(s, set->index, VDCM_IRQ_UNBOUND, set->start, set->count);
         return 0;
     }
     if (message->n_fds != set->count) {
@@ -265,7 +280,7 @@ static int bind_eventfds(vdcm_session *s, struct message *message, const struct 
         kind->eventfds[set->start + i] = message->fds[i];
         message->fds[i] = -1;
     }
-    (void)vdcm_on_irqs(s->owner, (int)set->index, VDCM_IRQ_BOUND, set->start, set->count);
+    tell(s, set->index, VDCM_IRQ_BOUND, set->start, set->count);
     return 0;
 }
 
@@ -301,7 +316,7 @@ static int set_irqs_checked(vdcm_session *s, struct message *message)
     }
     if (action == VFIO_IRQ_SET_ACTION_TRIGGER && data == VFIO_IRQ_SET_DATA_NONE && set.count == 0) {
         vdcm_unbind(&s->kinds[set.index], 0, s->kinds[set.index].count); /* "disable this kind" */
-        (void)vdcm_on_irqs(s->owner, (int)set.index, VDCM_IRQ_UNBOUND, 0, s->kinds[set.index].count);
+        tell(s, set.index, VDCM_IRQ_UNBOUND, 0, s->kinds[set.index].count);
         return 0;
     }
     if (action != VFIO_IRQ_SET_ACTION_TRIGGER && action != VFIO_IRQ_SET_ACTION_MASK &&
@@ -315,9 +330,9 @@ static int set_irqs_checked(vdcm_session *s, struct message *message)
         if (action == VFIO_IRQ_SET_ACTION_TRIGGER) {
             (void)vdcm_session_trigger(s, (int)set.index, set.start + i);
         } else {
-            (void)vdcm_on_irqs(s->owner, (int)set.index,
-                         action == VFIO_IRQ_SET_ACTION_MASK ? VDCM_IRQ_MASKED : VDCM_IRQ_UNMASKED,
-                         set.start + i, 1);
+            tell(s, set.index,
+                 action == VFIO_IRQ_SET_ACTION_MASK ? VDCM_IRQ_MASKED : VDCM_IRQ_UNMASKED,
+                 set.start + i, 1);
         }
     }
     return 0;

@@ -20,6 +20,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <linux/vfio.h>
+
 #include "session.h"
 
 int vdcm_libvfio_user_generation(void)
@@ -150,8 +152,9 @@ vdcm_session *vdcm_session_new(void *owner, const char *directory, int log_level
     }
     if (vfu_setup_log(s->ctx, on_log, log_level) < 0 ||
         vfu_setup_device_reset_cb(s->ctx, on_reset) < 0 ||
-        vfu_setup_device_nr_irqs(s->ctx, VFU_DEV_ERR_IRQ, 0) < 0 ||
-        vfu_setup_device_nr_irqs(s->ctx, VFU_DEV_REQ_IRQ, 0) < 0) {
+        vfu_setup_device_nr_irqs(s->ctx, VFU_DEV_REQ_IRQ, 0) < 0 ||
+        /* Never raised, but stock QEMU warns of a device that has none. */
+        vdcm_session_vectors(s, VFIO_PCI_ERR_IRQ_INDEX, 1) < 0) {
         goto fail;
     }
     return s;
@@ -233,7 +236,7 @@ int vdcm_session_region(vdcm_session *s, int index, uint64_t size, bool memory, 
 int vdcm_session_vectors(vdcm_session *s, int index, uint32_t count)
 {
     static const enum vfu_dev_irq_type types[KINDS] = {VFU_DEV_INTX_IRQ, VFU_DEV_MSI_IRQ,
-                                                       VFU_DEV_MSIX_IRQ};
+                                                       VFU_DEV_MSIX_IRQ, VFU_DEV_ERR_IRQ};
     struct vectors *kind;
 
     if (index < 0 || index >= KINDS || s->kinds[index].eventfds != NULL) {

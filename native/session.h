@@ -7,7 +7,7 @@
 #include "guard.h"
 #include "native.h"
 
-enum { REGIONS = VFU_PCI_DEV_VGA_REGION_IDX + 1, KINDS = 3 /* INTx, MSI, MSI-X */ };
+enum { REGIONS = VFU_PCI_DEV_VGA_REGION_IDX + 1, KINDS = 4 /* INTx, MSI, MSI-X, error */ };
 
 struct region {
     uint64_t size;

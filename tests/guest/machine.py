@@ -73,7 +73,8 @@ class Machine:
 
     ``modules`` are the kernel modules that the guest can load, with their closure; none is
     loaded at boot. ``files``: see ``build_initramfs``. ``log_dir`` gets ``console.log`` and
-    ``qemu.log``. ``shared_memory`` False gives RAM that a vfio-user server cannot map.
+    ``qemu.log``. ``backend`` is where its RAM comes from, as after QEMU's
+    ``memory-backend-``; a vfio-user server can reach what has ``share=on``.
     """
 
     def __init__(
@@ -86,16 +87,13 @@ class Machine:
         cpus: int = 1,
         modules: Iterable[str] = DEFAULT_MODULES,
         files: Mapping[str, bytes | Path] | None = None,
-        shared_memory: bool = True,
+        backend: str = "memfd,share=on",
     ) -> None:
         log_dir.mkdir(parents=True, exist_ok=True)
         self.console_log = log_dir / "console.log"
         self.qemu_log = log_dir / "qemu.log"
         self.boot_seconds = 0.0
         self._environment = environment
-        # Not a memfd with share=off: QEMU passes that one on, and the server would map other pages
-        # than the guest's private ones.
-        backend = "memfd,share=on" if shared_memory else "ram"
         self._arguments = [
             *("-M", "q35,memory-backend=ram,vmport=off", "-m", memory, "-smp", str(cpus)),
             *("-object", f"memory-backend-{backend},id=ram,size={memory}"),

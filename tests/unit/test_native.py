@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from vdcm.errors import DmaError
 from vdcm.transport import GuestMemory
+from vdcm.transport.memory import maps_privately
 
 PAGE = os.sysconf("SC_PAGESIZE")
 
@@ -144,6 +146,19 @@ def test_one_client_cannot_map_without_end() -> None:
         memory.map(4096 * PAGE, PAGE, -1)
     memory.unmap(0, PAGE)
     memory.map(4096 * PAGE, PAGE, -1)
+
+
+def test_a_private_mapping_is_told_from_a_shared_one(memfd: int) -> None:
+    status = os.fstat(memfd)
+    file = (status.st_dev, status.st_ino)
+    assert not maps_privately(os.getpid(), file)  # no mapping: it cannot be known
+    private = mmap.mmap(memfd, PAGE, flags=mmap.MAP_PRIVATE)
+    assert maps_privately(os.getpid(), file)
+    shared = mmap.mmap(memfd, PAGE, flags=mmap.MAP_SHARED)
+    assert not maps_privately(os.getpid(), file)
+    assert not maps_privately(2**31 - 1, file)  # nobody
+    private.close()
+    shared.close()
 
 
 def test_the_descriptor_is_not_kept(memfd: int) -> None:

@@ -102,6 +102,14 @@ def test_client_triggers_a_loopback(client: Client) -> None:
     assert [event.wait(0) for event in events] == list(booleans)
 
 
+def test_the_error_interrupt_can_be_bound_and_tells_the_device_nothing(client: Client) -> None:
+    client.irq_enable(Irq.MSIX, count=1)
+    assert client.irqs[Irq.ERR].count == 1
+    client.irq_enable(Irq.ERR)
+    client.irq_disable(Irq.ERR)
+    assert last_change(client) == (BOUND, Irq.MSIX, 0, 1)
+
+
 def test_device_hears_of_bindings_and_masks(client: Client) -> None:
     client.irq_enable(Irq.MSIX, count=3, start=5)
     assert last_change(client) == (BOUND, Irq.MSIX, 5, 3)
@@ -127,7 +135,8 @@ def test_device_hears_of_bindings_and_masks(client: Client) -> None:
         (Irq.MSIX, IrqSet.DATA_NONE | TRIGGER, 1, 0xFFFFFFFF, b""),
         (Irq.MSIX, IrqSet.DATA_BOOL | TRIGGER, 0, 4, b"\1\1\1"),
         (Irq.MSIX, IrqSet.DATA_BOOL | TRIGGER, 0, 4, b"\1\1\1\1\1"),
-        (Irq.ERR, IrqSet.DATA_NONE | TRIGGER, 0, 1, b""),
+        (Irq.REQ, IrqSet.DATA_NONE | TRIGGER, 0, 1, b""),
+        (Irq.ERR, IrqSet.DATA_NONE | TRIGGER, 0, 2, b""),
         (5, IrqSet.DATA_NONE | TRIGGER, 0, 0, b""),
         (0xFFFFFFFF, IrqSet.DATA_NONE | TRIGGER, 0, 0, b""),
     ],

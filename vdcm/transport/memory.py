@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from vdcm._native import ffi, lib
@@ -31,6 +33,22 @@ _DMA_REASONS = {
     errno.EACCES: "the client mapped it without permission for this",
     errno.EIO: "the file behind the mapping has shrunk",
 }
+
+
+def maps_privately(pid: int, file: tuple[int, int]) -> bool:
+    """Does process ``pid`` map ``file`` (device, inode) privately, and nowhere shared?
+
+    Source: proc_pid_maps(5). False if the process or its map cannot be seen.
+    """
+    device, inode = file
+    key = f"{os.major(device):02x}:{os.minor(device):02x} {inode}"
+    kinds = set()
+    with suppress(OSError), Path(f"/proc/{pid}/maps").open() as maps:
+        for line in maps:
+            fields = line.split(None, 5)
+            if f"{fields[3]} {fields[4]}" == key:
+                kinds.add(fields[1][3])
+    return kinds == {"p"}
 
 
 class GuestMemory:

@@ -17,7 +17,7 @@ from vdcm import protocol
 from vdcm._native import ffi, lib
 from vdcm.errors import TransportError, VdcmError
 from vdcm.protocol import Area, Command, Irq
-from vdcm.transport.memory import NOT_SHARED, GuestMemory
+from vdcm.transport.memory import NOT_SHARED, GuestMemory, maps_privately
 from vdcm.transport.servable import IrqAction
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ SPIN_NS: Final = 50_000
 """Nanoseconds that the loop stays awake for a client that sends message after message."""
 LINGER_NS: Final = 200_000
 """Nanoseconds for which it then waits for that client alone, before it looks after all again."""
+FILE_LIMIT: Final = 8
+"""Files of guest memory of one client that are looked up in its memory map."""
 LOG_LIMIT: Final = 50
 """Log lines that one client may cause in ``LOG_PERIOD`` seconds."""
 LOG_PERIOD: Final = 60.0
@@ -75,6 +77,12 @@ def vdcm_on_write(owner: Any, region: int, offset: int, width: int, value: int) 
 def vdcm_on_reset(owner: Any) -> int:
     ffi.from_handle(owner).device.reset()
     return 0
+
+
+@_callback
+def vdcm_on_memory(owner: Any, device: int, inode: int) -> int:
+    session: Session = ffi.from_handle(owner)
+    return errno.EPERM if session.maps_privately((device, inode)) else 0
 
 
 @_callback
@@ -124,6 +132,8 @@ class Session:
         self.messages = 0
         self._endpoint = endpoint
         self._connection = connection
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        self._peer = int.from_bytes(credentials[:4], "little")  # its process id
         self._handle = ffi.new_handle(self)
         self._loop = endpoint.loop
         self._idle_since = 0
@@ -131,6 +141,7 @@ class Session:
         self._retry: asyncio.TimerHandle | None = None
         self._running = False
         self._closed = False
+        self._private: dict[tuple[int, int], bool] = {}
         self._log_lines = 0
         self._log_until = 0.0
         self._native = lib.vdcm_session_new(self._handle, endpoint.directory.encode(), 3)
@@ -304,6 +315,16 @@ class Session:
         lib.vdcm_session_free(self._native)
         self._native = ffi.NULL
         self._connection.close()
+
+    def maps_privately(self, file: tuple[int, int]) -> bool:
+        """Has the client mapped ``file`` (device, inode) for itself alone?
+
+        Then what it writes is not in the file, and DMA there would be silently wrong. False if it
+        cannot be known: the client has no mapping of it, or runs as another user.
+        """
+        if file not in self._private and len(self._private) < FILE_LIMIT:
+            self._private[file] = maps_privately(self._peer, file)
+        return self._private.get(file, False)
 
     def complain(
         self, level: int, message: str, *args: Any, exc_info: BaseException | None = None
