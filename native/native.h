@@ -93,12 +93,11 @@ int vdcm_session_vectors(vdcm_session *s, int index, uint32_t count);
 int vdcm_session_attach(vdcm_session *s, int fd, const void *version, size_t length);
 /*
  * Handles messages for `turn_ns` nanoseconds at most (one is always finished). When there is none,
- * it looks again and again until `spin_ns` after the last, then sleeps until `linger_ns` after it
- * (all below one second).
+ * it looks again and again until `spin_ns` after the last one.
  * Returns the number handled, or -ENOTCONN when the client has gone, -EPROTO when the guard refuses
  * a message (vdcm_session_reason() says why), another errno when the connection is of no more use.
  */
-int vdcm_session_run(vdcm_session *s, uint64_t turn_ns, uint64_t spin_ns, uint64_t linger_ns);
+int vdcm_session_run(vdcm_session *s, uint64_t turn_ns, uint64_t spin_ns);
 /* From a callback: handle no further message; vdcm_session_run() returns. */
 void vdcm_session_stop(vdcm_session *s);
 /* A message has begun and its rest is still missing. */

@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -341,21 +342,12 @@ static uint64_t now_ns(void)
     return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
 }
 
-/* Sleeps until something has arrived; false if it does not within `ns`. */
-static bool wait_for(int fd, uint64_t ns)
-{
-    struct pollfd poller = {.fd = fd, .events = POLLIN};
-    struct timespec time = {.tv_nsec = (long)ns};
-
-    return ppoll(&poller, 1, &time, NULL) > 0;
-}
-
 /*
- * To be awake when a message comes saves a wake-up, the largest part of its cost; but a client that
- * shares our CPU cannot send while we are. So each time that it was in vain, twice as many chances
- * are let go before the next try.
+ * To be awake when a message comes saves a wake-up, the largest part of its cost; but it takes the
+ * CPU from others that want it. So each time that it was in vain, twice as many chances are let go
+ * before the next try.
  */
-enum { VAIN_LIMIT = 1023 };
+enum { VAIN_LIMIT = 127 };
 
 static bool may_spin(vdcm_session *s)
 {
@@ -366,16 +358,15 @@ static bool may_spin(vdcm_session *s)
     return false;
 }
 
-static void spin_was_vain(vdcm_session *s, bool *spinning)
+static void spin_was_vain(vdcm_session *s, bool spinning)
 {
-    if (*spinning) {
+    if (spinning) {
         s->vain = s->vain < VAIN_LIMIT ? 2 * s->vain + 1 : VAIN_LIMIT;
         s->skip = s->vain;
-        *spinning = false;
     }
 }
 
-int vdcm_session_run(vdcm_session *s, uint64_t turn_ns, uint64_t spin_ns, uint64_t linger_ns)
+int vdcm_session_run(vdcm_session *s, uint64_t turn_ns, uint64_t spin_ns)
 {
     union vdcm_peek peek;
     uint64_t now = now_ns();
@@ -430,15 +421,16 @@ int vdcm_session_run(vdcm_session *s, uint64_t turn_ns, uint64_t spin_ns, uint64
         }
         case VDCM_EMPTY:
             now = now_ns();
-            if (spinning && now - idle_since < spin_ns) {
-                looked_in_vain = true;
-                continue;
-            }
-            spin_was_vain(s, &spinning);
-            if (now - idle_since >= linger_ns || !wait_for(s->fd, idle_since + linger_ns - now)) {
+            if (!spinning || now - idle_since >= spin_ns) {
+                spin_was_vain(s, spinning);
                 return handled;
             }
-            now = now_ns();
+            looked_in_vain = true;
+            sched_yield(); /* to the client, which our answer may have woken on this CPU */
+            if (now_ns() - now > spin_ns) {
+                spin_was_vain(s, spinning); /* somebody else is busy here: better to sleep */
+                spinning = false;
+            }
             continue;
         case VDCM_PARTIAL:
             s->partial = true;
@@ -458,9 +450,6 @@ int vdcm_session_run(vdcm_session *s, uint64_t turn_ns, uint64_t spin_ns, uint64
         now = idle_since = now_ns();
         spinning = spin_ns != 0 && may_spin(s);
         looked_in_vain = false;
-        if (!spinning && linger_ns != 0 && !wait_for(s->fd, linger_ns)) {
-            return handled;
-        }
     }
     return handled;
 }

@@ -27,10 +27,10 @@ log = logging.getLogger("vdcm.transport")
 
 TURN_NS: Final = 1_000_000
 """Nanoseconds for which one client is served before it is the next one's turn."""
-SPIN_NS: Final = 50_000
+SPIN_NS: Final = 100_000
 """Nanoseconds that the loop stays awake for a client that sends message after message."""
-LINGER_NS: Final = 200_000
-"""Nanoseconds for which it then waits for that client alone, before it looks after all again."""
+BURST_NS: Final = 200_000
+"""Nanoseconds within which the next message makes it a burst."""
 FILE_LIMIT: Final = 8
 """Files of guest memory of one client that are looked up in its memory map."""
 LOG_LIMIT: Final = 50
@@ -231,11 +231,9 @@ class Session:
         # Wait for a client only in the middle of a burst and while no other is being served.
         turns = self._endpoint.turns
         alone = turns.last is self or now - turns.end > TURN_NS
-        burst = alone and now - self._idle_since < LINGER_NS
+        burst = alone and now - self._idle_since < BURST_NS
         self._running = True
-        handled = lib.vdcm_session_run(
-            self._native, TURN_NS, SPIN_NS if burst else 0, LINGER_NS if burst else 0
-        )
+        handled = lib.vdcm_session_run(self._native, TURN_NS, SPIN_NS if burst else 0)
         self._running = False
         turns.last, turns.end = None if self._closed else self, time.perf_counter_ns()
         self._idle_since = turns.end
