@@ -213,7 +213,7 @@ def main() -> None:
         ("guest, direct page", "guest, plain memory"),
     ):
         if page in samples:
-            ours, theirs = (median_of(samples[row]["vdcm"], "mean_ns") for row in (page, plain))
+            ours, theirs = (median_of(samples[row]["vdcm"], "median_ns") for row in (page, plain))
             print(f"{page} / {plain}: {ours / theirs:.2f}")
     print(
         f"the guard: {guard['guard_ns']:.0f} ns a message; "
