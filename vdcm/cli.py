@@ -378,7 +378,7 @@ def _scalar(key: str, value: object) -> str:
     """Sizes, addresses and properties in hexadecimal, as one writes them."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "none"}[value]
-    if key in ("size", "offset", "iova", "properties") and isinstance(value, int):
+    if key in ("size", "offset", "iova", "properties", "value") and isinstance(value, int):
         return f"{value:#x}"
     return str(value)
 

@@ -245,6 +245,12 @@ class Vdev:
                 }
                 for bar in self.bars.values()
             ],
+            # As stored: nothing is read, so nothing is caused. Arrays would be long.
+            "registers": [
+                {"bar": bar.index, "name": name, "value": value}
+                for bar in self.bars.values()
+                for name, value in bar.space.stored().items()
+            ],
             "vectors": {kind.name.lower(): n for kind, n in self.interrupts.counts.items() if n},
             "dma": [
                 {"iova": r.iova, "size": r.size, "shared": r.shared}

@@ -138,3 +138,12 @@ def test_the_status_says_which_half_has_changed(levels: list[int]) -> None:
         assert card.interrupts.line == bool(changed)
     finally:
         card.close()
+
+
+def test_what_is_stored_is_described() -> None:
+    card = Idio16("card")
+    card.write(2, 0x0, 1, 0x5A)
+    registers = {entry["name"]: entry["value"] for entry in card.describe()["registers"]}
+    assert registers["OUT_LOW"] == 0x5A
+    assert not card.interrupt_enabled  # reading IRQ_CONTROL would have enabled it
+    card.close()

@@ -219,6 +219,15 @@ class RegisterSpace:
         """Every map's dump, by the map's name."""
         return {name: registers.dump() for name, registers in self._named().items()}
 
+    def stored(self) -> dict[str, int]:
+        """The stored value of every register that is no array, by name."""
+        return {
+            name: value
+            for registers in self._maps
+            for name, value in registers.save().items()
+            if isinstance(value, int)
+        }
+
     def save(self) -> dict[str, object]:
         """Every map's saved values, by the map's name."""
         return {name: registers.save() for name, registers in self._named().items()}
