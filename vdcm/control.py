@@ -151,6 +151,7 @@ class _Client:
         self._queued = asyncio.Event()
         self._pump: asyncio.Task[None] | None = None
         self._task: asyncio.Task[Any] | None = None
+        self._closing = False
 
     async def run(self) -> None:
         self._task = asyncio.current_task()
@@ -166,6 +167,9 @@ class _Client:
             self._writer.transport.abort()
         except ConnectionError:
             pass  # it has gone
+        except asyncio.CancelledError:
+            if not self._closing:  # else the task just ends: asyncio (3.11) logs one that does not
+                raise
         finally:
             self._traces.close()
             if self._pump is not None:
@@ -175,6 +179,7 @@ class _Client:
     async def close(self) -> None:
         """Disconnect at once; what the socket has not taken yet is lost."""
         if self._task is not None:
+            self._closing = True
             self._task.cancel()
             await asyncio.wait([self._task])
         self._writer.transport.abort()

@@ -215,6 +215,16 @@ def test_a_stuck_trace_does_not_keep_the_server(server: Server) -> None:
         server.wait()
 
 
+def test_stopping_with_clients_connected_logs_nothing(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Raw(server.path) as tracing, Raw(server.path) as idle:
+        assert tracing.ask(request("trace", name="lamp0"))["result"] is True
+        assert idle.ask(request("list"))["result"]
+        server.close()
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
+
+
 # What is refused
 
 
