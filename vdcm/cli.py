@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import sys
 import time
 import traceback
@@ -299,6 +300,8 @@ def _sockets(file: Path, names: Sequence[str]) -> list[Path]:
         return [file.absolute()]
     known = {vdev.name: vdev.socket for vdev in load(file).vdevs}
     for name in names:
+        if names.count(name) > 1:
+            raise typer.BadParameter(f"{name} is here twice")
         if name not in known:
             raise typer.BadParameter(f"{file} has no VDEV {name} {choices(name, known)}")
     return [known[name] for name in names or known]
@@ -385,8 +388,17 @@ def _scalar(key: str, value: object) -> str:
 
 def main() -> None:
     """The entry point of the command ``vdcm``."""
+    if sys.stdout is None:  # closed by whoever has started us
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  # as long as the process
     try:
         app()
+    except OSError as error:  # what can be foreseen is a VdcmError: this is mostly a full disk
+        if _debug:
+            traceback.print_exc()
+        print(f"vdcm: {error} (vdcm --debug ... shows where)", file=sys.stderr)
+        with suppress(OSError, ValueError):  # what is left in the buffer would fail again at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except VdcmError as error:
         if _debug:
             traceback.print_exc()

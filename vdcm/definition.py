@@ -139,9 +139,11 @@ def _parse(file: Path) -> Node:
         ) from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        context = f" {error.context}" if error.context else ""
+        words = [error.problem or "cannot be understood", error.context or ""]
+        if words[1].startswith("expected"):  # what was expected, then "but found ..."
+            words.reverse()
         raise DefinitionError(
-            f"is not YAML: {error.problem or 'cannot be understood'}{context}",
+            f"is not YAML: {' '.join(words).rstrip()}",
             file,
             mark.line + 1 if mark else 1,
             mark.column + 1 if mark else 1,

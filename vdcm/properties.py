@@ -69,12 +69,13 @@ class Property(Generic[Value]):
         """Raise PropertyError unless ``value`` could be set."""
         kind = type(self.default)
         if type(value) is not kind:
-            raise PropertyError(f"{self.name} takes {_WORDS[kind]}, not {value!r}")
+            raise PropertyError(f"{self.name} takes {_WORDS[kind]}, not {_short(repr(value))}")
         if type(value) is not int:
             return
         if value < self.minimum or (self.maximum is not None and value > self.maximum):
             upper = "" if self.maximum is None else f" to {self.maximum:#x}"
-            raise PropertyError(f"{self.name} takes {self.minimum:#x}{upper}, not {value:#x}")
+            found = _short(f"{value:#x}")
+            raise PropertyError(f"{self.name} takes {self.minimum:#x}{upper}, not {found}")
 
     def parse(self, text: str) -> Value:
         """The value that ``text`` of a command line stands for; ints in any Python notation."""
@@ -89,6 +90,11 @@ class Property(Generic[Value]):
                 value = text
         self.check(value)
         return value  # type: ignore[return-value]  # check() has made sure
+
+
+def _short(text: str) -> str:
+    """What fits into a message: whoever sends a value chooses its length."""
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 _WORDS = {int: "a whole number", str: "text", bool: "true or false"}

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -174,6 +175,26 @@ def test_debug_shows_the_traceback(run: Run, tmp_path: Path) -> None:
     assert done.err.splitlines()[-1].startswith("vdcm: ")
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("redirection", "code", "said"),
+    [(">/dev/full", 1, "vdcm: [Errno 28] No space left on device"), (">&-", 0, "")],
+)
+def test_output_that_cannot_be_written(
+    redirection: str, code: int, said: str, unbuffered: str
+) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" -m vdcm types {redirection}', sys.executable],
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == code
+    assert done.stderr.startswith(said)
+    assert len(done.stderr.splitlines()) == bool(said)
+
+
 # Asking a server
 
 
@@ -300,6 +321,9 @@ def test_qemu_args(run: Run, file: Path, tmp_path: Path) -> None:
     unknown = run("qemu-args", file, "lamp9")
     assert unknown.code == 2
     assert "has no VDEV lamp9" in unknown.err
+    twice = run("qemu-args", file, "lamp0", "lamp0")
+    assert twice.code == 2
+    assert "lamp0 is here twice" in twice.err
 
 
 def test_qemu_args_of_a_socket(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

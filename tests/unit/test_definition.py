@@ -109,7 +109,10 @@ def test_a_parent_named_as_the_model_is_the_implicit_one(tmp_path: Path) -> None
         ("- a\n", "d.yaml:1: a definition file is a mapping (KEY: VALUE), not a list"),
         ("vdevs: [a]\n", "d.yaml:1: vdevs is a mapping (KEY: VALUE), not a list"),
         ("vdevs:\n  a: {type: [lamp}\n", "d.yaml:2: is not YAML: "),
-        ("vdevs: {}\n---\n{}\n", "d.yaml:2: is not YAML: "),
+        (
+            "vdevs: {}\n---\n{}\n",
+            "d.yaml:2: is not YAML: expected a single document in the stream but found another",
+        ),
         ("vdevs: {a: *nobody}\n", "d.yaml:1: is not YAML: found undefined alias"),
         ("control: c.sock\n", "d.yaml:1: vdevs is missing"),
         ("vdevs:\n", "d.yaml:1: vdevs has no VDEV"),

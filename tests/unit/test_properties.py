@@ -54,6 +54,8 @@ def test_a_class_has_its_bases_properties() -> None:
         ("wide", -1, "wide takes 0x0, not -0x1|wide takes .*0x0.*, not -0x1"),
         ("lit", 1, "lit takes true or false, not 1"),
         ("label", 7, "label takes text, not 7"),
+        ("count", "5" * 999, r"not '5{79}\.\.\.$"),
+        ("count", 1 << 999, r"not 0x80{77}\.\.\.$"),
     ],
 )
 def test_wrong_values_change_nothing(name: str, value: object, message: str) -> None:
