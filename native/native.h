@@ -48,11 +48,12 @@ size_t vdcm_aspace_ranges(const vdcm_aspace *as, vdcm_range *out, size_t max);
  * -EFAULT not mapped, -ENXIO announced but not shared, -EACCES not permitted, -EIO the file
  * behind the mapping shrank. With -EIO a part may have been written.
  */
-int vdcm_aspace_check(const vdcm_aspace *as, uint64_t iova, uint64_t length, bool write,
-                      uint64_t *fault); /* the same without the copy */
 int vdcm_aspace_read(vdcm_aspace *as, uint64_t iova, void *buffer, uint64_t length,
                      uint64_t *fault);
 int vdcm_aspace_write(vdcm_aspace *as, uint64_t iova, const void *buffer, uint64_t length,
+                      uint64_t *fault);
+/* The same question without the copy: for a length that is still to be allocated. */
+int vdcm_aspace_check(const vdcm_aspace *as, uint64_t iova, uint64_t length, bool write,
                       uint64_t *fault);
 
 /* ---- session.c: one connected client --------------------------------------------------------- */

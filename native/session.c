@@ -283,7 +283,6 @@ int vdcm_session_attach(vdcm_session *s, int fd, const void *version, size_t len
         goto out;
     }
     s->client = fd;
-    s->attached = true;
 
 out:
     if (private >= 0) {

@@ -30,7 +30,6 @@ struct vdcm_session {
     struct vectors kinds[KINDS];
     int client; /* the connection; the caller's to close */
     int fd; /* libvfio-user's descriptor of it, and its to close */
-    bool attached;
     bool partial;
     bool stopped;
     uint32_t vain; /* how many chances to spin were let go after the last vain one */

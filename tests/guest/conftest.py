@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ def environment() -> Environment:
     try:
         return load_environment()
     except PrerequisiteError as error:
+        if "VDCM_EVERY_RUNG" in os.environ:  # ci/test: nothing left out may look like a pass
+            pytest.fail(str(error), pytrace=False)
         pytest.skip(str(error))
 
 
