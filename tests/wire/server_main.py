@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from wire_registers import ID, MSIX_VECTORS, Bar, Page, Reg
+from wire_registers import ID, MSIX_VECTORS, SLEEP_KEY, Bar, Page, Reg
 
 from vdcm.errors import DmaError, VdcmError
 from vdcm.protocol import Area, Irq, Region
@@ -121,8 +121,8 @@ class WireDevice:
             self._words[Reg.RESULT] = int(bound)
         elif offset == Reg.DMA_COMMAND:
             self._words[Reg.RESULT] = int(not self._dma(value))
-        elif offset == Reg.SLEEP:
-            time.sleep(min(value, 30_000) / 1000)
+        elif offset == Reg.SLEEP and value >> 32 == SLEEP_KEY:
+            time.sleep((value & 0xFFFFFFFF) / 1000)
         elif offset == Reg.PEEK:
             at = min(self._words.get(Reg.PEEK_OFFSET, 0), Page.END - 4)
             self._pages[at : at + 4] = (value & 0xFFFFFFFF).to_bytes(4, "little")

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from wire_registers import ID, PAGE, Bar, Reg
+from wire_registers import ID, PAGE, SLEEP_KEY, Bar, Reg
 from wire_server import STOP_TIME, Server
 
 from vdcm import protocol
@@ -417,7 +417,7 @@ def test_killed_server_ends_an_access_at_once(serve: Serve) -> None:
         killer.start()
         begin = time.monotonic()
         with pytest.raises(TransportError, match="connection lost"):
-            client.write(Bar.REGISTERS, Reg.SLEEP, 4, 30_000)
+            client.write(Bar.REGISTERS, Reg.SLEEP, 8, SLEEP_KEY << 32 | 30_000)
         killer.join()
         assert time.monotonic() - begin < 30
         with pytest.raises(TransportError, match="not connected"):

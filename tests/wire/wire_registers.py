@@ -8,6 +8,8 @@ from enum import IntEnum
 PAGE = mmap.PAGESIZE
 ID = 0x6D636476
 
+SLEEP_KEY = 0x736C6565  # what the fuzzer writes by chance must not put the server to sleep
+
 MSIX_VECTORS = 40  # more than one message can carry descriptors for
 
 
@@ -32,12 +34,12 @@ class Reg(IntEnum):
     RESETS = 0x28
     ATTACHES = 0x2C
     FAULT = 0x30  # write 1: the model raises a bug, 2: an error of the tree
-    SLEEP = 0x34  # write milliseconds: the access takes that long
     RANGES = 0x38  # DMA ranges announced now
     IRQ_CHANGE = 0x3C  # the last one: action << 24 | kind << 16 | start << 8 | count
     PEEK_OFFSET = 0x40  # PEEK reads and writes the server's own view of Bar.PAGES there
     PEEK = 0x44
     INTERCEPTED = 0x48  # accesses to Bar.PAGES that came as a message
+    SLEEP = 0x50  # 8 bytes: write SLEEP_KEY << 32 | milliseconds: the access takes that long
     BUFFER = 0x100  # 256 bytes, any width
 
 
