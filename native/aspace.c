@@ -17,7 +17,7 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
-#include "native.h"
+#include "memory.h"
 
 /* Bytes that one client may have mapped: the largest guest, yet a small part of 47 bits. */
 #define MAX_TOTAL (UINT64_C(1) << 40)

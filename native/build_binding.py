@@ -1,7 +1,7 @@
-"""Writes the C source of the cffi binding: ``python build_binding.py native.h OUTPUT.c``.
+"""Writes the C source of a cffi binding: ``python build_binding.py MODULE OUTPUT.c HEADER.h ...``.
 
-The declarations are the part of native.h between its two cffi marks; the callbacks are named
-here because cffi wants them said as ``extern "Python+C"``.
+The declarations are the parts of the headers between their two cffi marks; what Python implements
+(``vdcm_on_...``) is named here because cffi wants it said as ``extern "Python+C"``.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from pathlib import Path
 
 from cffi import FFI
 
-MODULE = "vdcm._native"
-
 
 def declarations(header: str) -> tuple[str, str]:
     """The C declarations and, apart from them, the callbacks that Python implements."""
@@ -23,14 +21,16 @@ def declarations(header: str) -> tuple[str, str]:
     return shared, "\n".join(callbacks)
 
 
-def main(header: Path, output: Path) -> None:
-    shared, callbacks = declarations(header.read_text())
+def main(module: str, output: Path, headers: list[Path]) -> None:
     ffi = FFI()
-    ffi.cdef(shared)
-    ffi.cdef(f'extern "Python+C" {{\n{callbacks}\n}}')
-    ffi.set_source(MODULE, '#include "native.h"')
+    for header in headers:
+        shared, callbacks = declarations(header.read_text())
+        ffi.cdef(shared)
+        if callbacks:
+            ffi.cdef(f'extern "Python+C" {{\n{callbacks}\n}}')
+    ffi.set_source(module, "\n".join(f'#include "{header.name}"' for header in headers))
     ffi.emit_c_code(str(output))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), [Path(name) for name in sys.argv[3:]])

@@ -1,11 +1,10 @@
 /*
- * Everything the C part offers, said once: the C files include this header, and build_binding.py
- * hands the part between the two cffi marks to cffi.
+ * What the C part offers for one connected client. Everything is said once: the C files include the
+ * headers, and build_binding.py hands the part between their two cffi marks to cffi.
  *
  *   session.c  one libvfio-user context for one connected client, and its message loop
  *   requests.c the requests that are answered without libvfio-user
  *   guard.c    looks at each message before libvfio-user may read it
- *   aspace.c   the guest memory that the client has mapped for DMA
  *
  * Errors are negative errno values. Nothing here knows a device model.
  */
@@ -16,45 +15,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "memory.h"
+
 /* cffi: begin */
-
-/* ---- aspace.c: I/O virtual address -> memory of the guest ---------------------------------- */
-
-typedef struct vdcm_aspace vdcm_aspace;
-
-/* Limits that keep one hostile client from using up the process's address space. */
-enum { VDCM_ASPACE_MAX_RANGES = 512 };
-
-typedef struct {
-    uint64_t iova;
-    uint64_t size;
-    bool mapped;   /* false: announced without memory that could be shared */
-    bool readable; /* by the device */
-    bool writable;
-} vdcm_range;
-
-vdcm_aspace *vdcm_aspace_new(void);
-void vdcm_aspace_free(vdcm_aspace *as);
-/* fd may be -1. The descriptor is not kept. -EEXIST on overlap, -ENOSPC beyond the limits. */
-int vdcm_aspace_map(vdcm_aspace *as, uint64_t iova, uint64_t size, int fd, uint64_t offset,
-                    bool readable, bool writable);
-/* Removes all ranges inside [iova, iova+size); -EINVAL if one is cut, -ENOENT if there is none. */
-int vdcm_aspace_unmap(vdcm_aspace *as, uint64_t iova, uint64_t size);
-void vdcm_aspace_unmap_all(vdcm_aspace *as);
-size_t vdcm_aspace_ranges(const vdcm_aspace *as, vdcm_range *out, size_t max);
-/*
- * Copies `length` bytes between the guest at `iova` and `buffer`. Either all of it is done, or an
- * error says why not and *fault is the first address that could not be reached:
- * -EFAULT not mapped, -ENXIO announced but not shared, -EACCES not permitted, -EIO the file
- * behind the mapping shrank. With -EIO a part may have been written.
- */
-int vdcm_aspace_read(vdcm_aspace *as, uint64_t iova, void *buffer, uint64_t length,
-                     uint64_t *fault);
-int vdcm_aspace_write(vdcm_aspace *as, uint64_t iova, const void *buffer, uint64_t length,
-                      uint64_t *fault);
-/* The same question without the copy: for a length that is still to be allocated. */
-int vdcm_aspace_check(const vdcm_aspace *as, uint64_t iova, uint64_t length, bool write,
-                      uint64_t *fault);
 
 /* ---- session.c: one connected client --------------------------------------------------------- */
 

@@ -145,6 +145,8 @@ def _pip(
 
 def _install_digest(project: Path, build_environment: Mapping[str, str]) -> str:
     files = sorted(path for path in (project / "native").rglob("*") if path.is_file())
+    for pattern in ("*.c", "*.h", "CMakeLists.txt"):  # of device models
+        files += sorted((project / "vdcm_devices").rglob(pattern))
     top = project / "CMakeLists.txt"
     settings = tomllib.loads((project / "pyproject.toml").read_text()).get("tool", {})
     inputs = [dict(build_environment), settings.get("scikit-build")]

@@ -37,7 +37,7 @@ def build_programs(libvfio_user: dict[str, str]) -> None:
     """Build baseline_server and read_loop against the libvfio-user that vdcm is built with."""
     environment = {**os.environ, **libvfio_user}
     for command in (
-        ["cmake", "-S", str(ROOT / "native"), "-B", str(BUILD), "-DVDCM_BENCH=ON",
+        ["cmake", "-S", str(ROOT), "-B", str(BUILD), "-DVDCM_BENCH=ON",
          "-DCMAKE_BUILD_TYPE=RelWithDebInfo", f"-DPython_EXECUTABLE={sys.executable}"],
         ["cmake", "--build", str(BUILD)],
     ):  # fmt: skip
