@@ -68,7 +68,9 @@ void vdcm_session_stop(vdcm_session *s);
 bool vdcm_session_partial(const vdcm_session *s);
 const char *vdcm_session_reason(const vdcm_session *s);
 vdcm_aspace *vdcm_session_aspace(vdcm_session *s);
-/* 0, or -ENOENT when the client has bound no eventfd to that vector. */
+/* The eventfd that the client has bound to that vector, or -1. It stays the session's. */
+int vdcm_session_eventfd(const vdcm_session *s, int index, uint32_t vector);
+/* Signals it: 0, or -ENOENT when there is none. */
 int vdcm_session_trigger(vdcm_session *s, int index, uint32_t vector);
 
 /* What libvfio-user calls the API generation that this module was built against: 1 or 2. */

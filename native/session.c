@@ -10,12 +10,10 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <time.h>
@@ -23,6 +21,7 @@
 
 #include <linux/vfio.h>
 
+#include "ims.h"
 #include "session.h"
 
 int vdcm_libvfio_user_generation(void)
@@ -312,23 +311,19 @@ vdcm_aspace *vdcm_session_aspace(vdcm_session *s)
     return s->aspace;
 }
 
+int vdcm_session_eventfd(const vdcm_session *s, int index, uint32_t vector)
+{
+    if (index < 0 || index >= KINDS || vector >= s->kinds[index].count) {
+        return -1;
+    }
+    return s->kinds[index].eventfds[vector];
+}
+
 int vdcm_session_trigger(vdcm_session *s, int index, uint32_t vector)
 {
-    struct pollfd poller = {.events = POLLOUT};
+    int eventfd = vdcm_session_eventfd(s, index, vector);
 
-    if (index < 0 || index >= KINDS || vector >= s->kinds[index].count ||
-        s->kinds[index].eventfds[vector] < 0) {
-        return -ENOENT;
-    }
-    /*
-     * When the counter is full the client has one pending anyway. Non-blocking is not enough to
-     * know: the flag belongs to the open file, which is the client's too.
-     */
-    poller.fd = s->kinds[index].eventfds[vector];
-    if (poll(&poller, 1, 0) > 0 && (poller.revents & POLLOUT)) {
-        (void)eventfd_write(poller.fd, 1);
-    }
-    return 0;
+    return eventfd < 0 ? -ENOENT : vdcm_signal(eventfd);
 }
 
 /* ---- the loop -------------------------------------------------------------------------------- */
