@@ -8,6 +8,7 @@ from vdcm.errors import DmaError, VdcmError
 from vdcm.host import Parent
 from vdcm.manager import serve
 from vdcm.pci import (
+    Ats,
     BarKind,
     Capability,
     DeviceSerialNumber,
@@ -16,8 +17,11 @@ from vdcm.pci import (
     MaskableMsi,
     Msi,
     MsiX,
+    Pasid,
     PciExpress,
     PowerManagement,
+    Pri,
+    ScalableIov,
     VendorSpecific,
     VendorSpecificExtended,
 )
@@ -27,6 +31,7 @@ from vdcm.vdev import Vdev
 
 __all__ = [
     "Access",
+    "Ats",
     "Bar",
     "BarKind",
     "Capability",
@@ -41,12 +46,15 @@ __all__ = [
     "PagePolicy",
     "Pages",
     "Parent",
+    "Pasid",
     "PciExpress",
     "PowerManagement",
+    "Pri",
     "Property",
     "PropertyError",
     "Register",
     "RegisterMap",
+    "ScalableIov",
     "VdcmError",
     "Vdev",
     "VendorSpecific",

@@ -297,5 +297,8 @@ class _Events(ConfigEvents):
             Irq.MSIX, enabled=msix.enabled, all_masked=msix.function_masked
         )
 
+    def on_refused(self, reason: str) -> None:
+        self._vdev._say(f"config refused: {reason}")
+
     def on_function_level_reset(self) -> None:
         self._vdev.reset()

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final
 
 from vdcm import (
     Access,
+    Ats,
     Bar,
     BarKind,
     DeviceSerialNumber,
@@ -21,9 +22,12 @@ from vdcm import (
     PagePolicy,
     Pages,
     Parent,
+    Pasid,
+    Pri,
     Property,
     Register,
     RegisterMap,
+    ScalableIov,
     Vdev,
     VendorSpecific,
     VendorSpecificExtended,
@@ -102,6 +106,10 @@ class Showcase(Vdev):
                 DeviceSerialNumber(0x0123_4567_89AB_CDEF),
                 VendorSpecificExtended(0x5D0C, revision=1, data=b"extended"),
                 Dvsec(0x1AF4, 0x0042, revision=2, data=b"designated"),
+                ScalableIov(hide_ims=True),
+                Pasid(),
+                Ats(),
+                Pri(64),
             ],
         )
 

@@ -16,7 +16,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset({"protocol", "properties", "environment", "_native"}),
     frozenset({"pci", "registers", "pasid", "transport", "client"}),
-    frozenset({"bars", "interrupts", "dma"}),
+    frozenset({"bars", "interrupts", "dma", "function"}),
     frozenset({"vdev"}),
     frozenset({"host"}),
     frozenset({"definition"}),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from vdcm.pci import (
+    Ats,
     BarKind,
     BarLayout,
     Capability,
@@ -20,8 +21,11 @@ from vdcm.pci import (
     MaskableMsi,
     Msi,
     MsiX,
+    Pasid,
     PciExpress,
     PowerManagement,
+    Pri,
+    ScalableIov,
     VendorSpecific,
     VendorSpecificExtended,
 )
@@ -60,6 +64,10 @@ def test_every_capability_is_decoded(tmp_path: Path) -> None:
             DeviceSerialNumber(0x0123456789ABCDEF),
             Dvsec(0x8086, 0x23, 1, b"abc"),
             VendorSpecificExtended(7, 1, b"wxyz"),
+            ScalableIov(),
+            Pasid(20, execute=True, privileged=False),
+            Ats(invalidate_depth=9, page_aligned=False),
+            Pri(64),
         ],
         intx=True,
     )
@@ -82,6 +90,15 @@ def test_every_capability_is_decoded(tmp_path: Path) -> None:
         "Device Serial Number 01-23-45-67-89-ab-cd-ef",
         "Designated Vendor-Specific: Vendor=8086 ID=0023 Rev=1 Len=13",
         "Vendor Specific Information: ID=0007 Rev=1 Len=00c",
+        "Designated Vendor-Specific: Vendor=8086 ID=0005 Rev=0 Len=24",
+        "ExtFmt+ EETLPPrefix+, MaxEETLPPrefixes 1",
+        "PASIDCap: Exec+ Priv-, Max PASID Width: 14",
+        "PASIDCtl: Enable- Exec- Priv-",
+        "ATSCap:\tInvalidate Queue Depth: 09",
+        "ATSCtl:\tEnable-, Smallest Translation Unit: 00",
+        "PRICtl: Enable- Reset-",
+        "PRISta: RF- UPRGI- Stopped+",
+        "Page Request Capacity: 00000040, Page Request Allocation: 00000000",
         "Region 0: Memory at 400000000 (64-bit, prefetchable)",
         "Region 2: I/O ports at c000",
         "I/O+ Mem+ BusMaster+",

@@ -20,6 +20,7 @@ from vdcm import (
     MsiX,
     PagePolicy,
     Pages,
+    ScalableIov,
     Vdev,
 )
 from vdcm.bars import PAGE
@@ -286,3 +287,15 @@ def test_what_cannot_be_composed(bars: list[Bar], capabilities: list[Capability]
     with pytest.raises(DeclarationError):
         Odd("odd", bars, capabilities)
     assert len(PASIDS) == before
+
+
+def test_what_config_space_refuses_is_seen_by_the_observer() -> None:
+    class Plain(Vdev):
+        identity = Identity(vendor=0x1234, device=0x0001, class_code=0xFF0000)
+
+    capability = ScalableIov()
+    vdev, lines = Plain("plain", capabilities=[capability]), []
+    vdev.observer = lines.append
+    vdev.write(Region.CONFIG, capability.offset + 0x10, 4, 6)
+    assert lines[-1].startswith("config refused: System Page Size 0x6: exactly one bit")
+    vdev.close()

@@ -28,8 +28,10 @@ from vdcm.pci.config import ConfigEvents, ConfigSpace
 from vdcm.pci.extended import DeviceSerialNumber, Dvsec, VendorSpecificExtended
 from vdcm.pci.header import BarKind, BarLayout, Command, Header, Identity
 from vdcm.pci.part import Capability, ExtendedCapability, StandardCapability
+from vdcm.pci.siov import Ats, Pasid, Pri, ScalableIov
 
 __all__ = [
+    "Ats",
     "BarKind",
     "BarLayout",
     "Capability",
@@ -44,9 +46,12 @@ __all__ = [
     "MaskableMsi",
     "Msi",
     "MsiX",
+    "Pasid",
     "PciExpress",
     "PowerManagement",
     "PowerState",
+    "Pri",
+    "ScalableIov",
     "StandardCapability",
     "VendorSpecific",
     "VendorSpecificExtended",

@@ -160,7 +160,15 @@ class PciExpress(StandardCapability, size=0x3C):
         },
     )
     DEVICE_CAPABILITIES_2 = Register(
-        0x24, 32, RO, fields={"COMPLETION_TIMEOUT_DISABLE": Field(4, reset=1)}
+        0x24,
+        32,
+        RO,
+        fields={
+            "COMPLETION_TIMEOUT_DISABLE": Field(4, reset=1),
+            "EXTENDED_FMT": Field(20),
+            "END_END_PREFIXES": Field(21),
+            "MAX_END_END_PREFIXES": Field(22, 2),
+        },
     )
     DEVICE_CONTROL_2 = Register(0x28, 16, fields={"COMPLETION_TIMEOUT_DISABLE": Field(4)})
     LINK_CAPABILITIES_2 = Register(0x2C, 32, RO, fields={"SPEEDS": Field(1, 7, reset=1)})

@@ -42,6 +42,12 @@ class ConfigEvents:
     def on_msix_change(self, msix: MsiX) -> None:
         """MSI-X's enable or function mask changed."""
 
+    def on_system_page_size(self, bits: int) -> None:
+        """Scalable IOV's System Page Size changed: bit n, the only one, means 2^(n+12) bytes."""
+
+    def on_refused(self, reason: str) -> None:
+        """Software wrote what a specification leaves undefined; the old value has stayed."""
+
     def on_function_level_reset(self) -> None:
         """The guest asked for it: stop and reset the function. Config is reset on return (6.6.2).
 
