@@ -5,8 +5,8 @@ These are the names that a device model needs. The native client is ``vdcm.clien
 
 from vdcm.bars import Bar, PagePolicy, Pages
 from vdcm.errors import DmaError, VdcmError
-from vdcm.host import Parent
 from vdcm.manager import serve
+from vdcm.parent import Parent
 from vdcm.pci import (
     Ats,
     BarKind,

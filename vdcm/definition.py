@@ -30,7 +30,7 @@ from yaml.constructor import SafeConstructor
 from yaml.nodes import MappingNode, Node, ScalarNode
 
 from vdcm.errors import DefinitionError
-from vdcm.host import Parent, models
+from vdcm.parent import Parent, models
 from vdcm.properties import Property, PropertyError, properties_of
 from vdcm.vdev import Vdev
 
@@ -314,7 +314,7 @@ class _Reader:
         parent = self.parent_of(name, keys.get("parent"), *word)
         if parent is None:
             return None
-        kind = parent.factory.types[word[1]]
+        kind = parent.factory.vdev_model(word[1])
         reserved = ("type", "parent", "socket")
         properties = self.properties(keys, reserved, kind, f"type {word[1]}")
         return VdevDefinition(name, word[1], parent.name, socket, properties)

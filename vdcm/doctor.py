@@ -20,7 +20,7 @@ from typing import Final
 
 from vdcm.environment import load_environment
 from vdcm.errors import PrerequisiteError, VdcmError
-from vdcm.host import models
+from vdcm.parent import models
 from vdcm.transport import LIBVFIO_USER_GENERATION
 
 MINIMUM_QEMU: Final = (10, 1)

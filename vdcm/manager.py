@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from vdcm.definition import Definition, choices, runtime_folder
 from vdcm.errors import StateError, TransportError, VdcmError
-from vdcm.host import Parent, models, set_properties
+from vdcm.parent import Parent, build, models, set_properties
 from vdcm.properties import PropertyError, properties_of
 from vdcm.transport import Transport
 from vdcm.vdev import Vdev
@@ -73,8 +73,7 @@ class Manager:
                 if one.name in self.parents:
                     raise VdcmError(f"there is a parent {one.name} already")
                 with _blame(f"parent {one.name} of model {one.model}"):
-                    parents[one.name] = one.factory(one.name)
-                    set_properties(parents[one.name], one.properties)
+                    parents[one.name] = build(one.factory, one.name, one.properties)
             for vdev in definition.vdevs:
                 self._check_free(vdev.name)
                 with _blame(f"VDEV {vdev.name} of type {vdev.type}"):
@@ -236,7 +235,8 @@ def describe_types(installed: Mapping[str, type[Parent]] | None = None) -> list[
             ],
         }
         for model, parent in (models() if installed is None else installed).items()
-        for name, vdev in parent.types.items()
+        for name in parent.types
+        for vdev in [parent.vdev_model(name)]
     ]
     return sorted(found, key=lambda each: (each["type"], each["model"]))
 

@@ -21,7 +21,7 @@ from typing import Any, Self
 import yaml
 
 from vdcm.control import ControlClient
-from vdcm.host import GROUP
+from vdcm.parent import GROUP
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 20.0  # seconds; a limit, not an expectation

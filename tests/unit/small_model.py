@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Final
 
 from vdcm.bars import Bar
-from vdcm.host import Parent
+from vdcm.parent import Parent
 from vdcm.pci import Identity
 from vdcm.properties import Property
 from vdcm.registers import Register, RegisterMap

@@ -18,7 +18,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"pci", "registers", "pasid", "transport", "client"}),
     frozenset({"bars", "interrupts", "dma", "function"}),
     frozenset({"vdev"}),
-    frozenset({"host"}),
+    frozenset({"parent"}),
     frozenset({"definition"}),
     frozenset({"manager"}),
     frozenset({"control"}),

@@ -7,10 +7,10 @@ from importlib.metadata import EntryPoint
 import pytest
 from small_model import House
 
-import vdcm.host
+import vdcm.parent
 from vdcm import Parent, PropertyError, VdcmError
 from vdcm.errors import DeclarationError
-from vdcm.host import GROUP, models, set_properties
+from vdcm.parent import GROUP, models, set_properties
 from vdcm.pasid import PASIDS
 from vdcm_devices.idio16 import Idio16Card
 
@@ -74,7 +74,7 @@ def test_a_model_that_is_none_is_named(
     def found(group: str) -> list[EntryPoint]:
         return [EntryPoint("odd", value, group)]
 
-    monkeypatch.setattr(vdcm.host, "entry_points", found)
+    monkeypatch.setattr(vdcm.parent, "entry_points", found)
     with pytest.raises(DeclarationError, match=message):
         models()
     assert GROUP == "vdcm.devices"
