@@ -60,8 +60,8 @@ class GuestMemory:
 
     def __init__(self, native: Any = None) -> None:
         # A session's own address space is freed with the session, one made here by cffi's gc.
-        self._native = native or ffi.gc(lib.vdcm_aspace_new(), lib.vdcm_aspace_free)
-        if self._native == ffi.NULL:
+        self.native = native or ffi.gc(lib.vdcm_aspace_new(), lib.vdcm_aspace_free)
+        if self.native == ffi.NULL:
             raise MemoryError
 
     def read(self, iova: int, length: int) -> bytes:
@@ -89,15 +89,15 @@ class GuestMemory:
 
     def disconnect(self) -> None:
         """The client has gone and its memory with it: every access fails from now on."""
-        self._native = None
+        self.native = None
 
     def _usable(self, verb: str, iova: int, length: int) -> Any:
         what = f"DMA {verb} of {length} bytes at {iova:#x} failed"
-        if self._native is None:
+        if self.native is None:
             raise DmaError(f"{what}: the client whose memory it was has disconnected")
         if not (0 <= iova < 1 << 64 and 0 <= length < 1 << 64):
             raise DmaError(f"{what}: addresses and lengths have 64 bits")
-        return self._native
+        return self.native
 
     @staticmethod
     def _error(verb: str, iova: int, length: int, result: int, fault: int) -> DmaError:
@@ -120,11 +120,11 @@ class GuestMemory:
     @property
     def ranges(self) -> list[DmaRange]:
         """What is announced now, in ascending order."""
-        if self._native is None:
+        if self.native is None:
             return []
         limit = lib.VDCM_ASPACE_MAX_RANGES
         found = ffi.new("vdcm_range[]", limit)
-        count = lib.vdcm_aspace_ranges(self._native, found, limit)
+        count = lib.vdcm_aspace_ranges(self.native, found, limit)
         return [
             DmaRange(r.iova, r.size, bool(r.mapped), bool(r.readable), bool(r.writable))
             for r in found[0:count]
