@@ -5,6 +5,13 @@ These are the names that a device model needs. The native client is ``vdcm.clien
 
 from vdcm.bars import Bar, PagePolicy, Pages
 from vdcm.errors import DmaError, VdcmError
+from vdcm.mailbox import (
+    Mailbox,
+    MailboxCode,
+    MailboxError,
+    MailboxRequest,
+    RequestType,
+)
 from vdcm.manager import serve
 from vdcm.parent import Parent
 from vdcm.pci import (
@@ -40,6 +47,10 @@ __all__ = [
     "Dvsec",
     "Field",
     "Identity",
+    "Mailbox",
+    "MailboxCode",
+    "MailboxError",
+    "MailboxRequest",
     "MaskableMsi",
     "Msi",
     "MsiX",
@@ -54,6 +65,7 @@ __all__ = [
     "PropertyError",
     "Register",
     "RegisterMap",
+    "RequestType",
     "ScalableIov",
     "VdcmError",
     "Vdev",

@@ -170,7 +170,7 @@ class Bar:
         """A guest's read of 1, 2, 4 or 8 bytes that came by message."""
         if offset + width <= self._shared_from or offset >= self._shared_to:
             return self.space.read(offset, width)
-        policy = self._policy(offset, width)
+        policy = self.policy(offset, width)
         if policy is PagePolicy.INTERCEPTED:
             return self.space.read(offset, width)
         if policy is None:
@@ -182,7 +182,7 @@ class Bar:
         if offset + width <= self._shared_from or offset >= self._shared_to:
             self.space.write(offset, width, value)
             return
-        policy = self._policy(offset, width)
+        policy = self.policy(offset, width)
         if policy in (PagePolicy.INTERCEPTED, PagePolicy.WRITE_INTERCEPTED):
             self.space.write(offset, width, value)
         elif policy is None:
@@ -191,11 +191,11 @@ class Bar:
         else:
             self._store(offset, width, value & ((1 << 8 * width) - 1))
 
-    def _policy(self, offset: int, width: int) -> PagePolicy | None:
-        """The policy of the bytes touched; None if the access straddles two."""
+    def policy(self, offset: int, size: int) -> PagePolicy | None:
+        """The policy of [offset, offset + size); None if that straddles two."""
         for part in self.pages:
-            if part.offset < offset + width and offset < part.end:
-                return part.policy if part.offset <= offset <= part.end - width else None
+            if part.offset < offset + size and offset < part.end:
+                return part.policy if part.offset <= offset <= part.end - size else None
         return PagePolicy.INTERCEPTED
 
     def _store(self, offset: int, width: int, value: int) -> None:

@@ -3,6 +3,7 @@
 VdcmError
 ├── RegisterError       a value or width that a register does not take (vdcm.registers)
 ├── PropertyError       a value that a property does not take (vdcm.properties)
+├── MailboxError        a guest's request is refused; carries the code for it (vdcm.mailbox)
 ├── DeclarationError    a device model declares something impossible
 ├── DefinitionError     a definition file is wrong; carries file, line and column
 ├── StateError          a call at the wrong time; names the state it was in and the one it needs
