@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -16,14 +15,14 @@ from vdcm.bars import PAGE
 from vdcm.errors import DeclarationError, StateError, VdcmError
 from vdcm.mailbox import MailboxOwner, MailboxRegisters
 from vdcm.protocol import Irq
-from vdcm.transport import IrqAction, Session
+from vdcm.transport import GuestMemory, IrqAction, Session
 
 
 class Signals:
     """What a VDEV uses of a session here."""
 
     def __init__(self) -> None:
-        self.memory = SimpleNamespace(ranges=[])
+        self.memory = GuestMemory()
         self.heard: list[int] = []
 
     def trigger(self, kind: Irq, vector: int) -> bool:
