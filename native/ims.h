@@ -13,8 +13,9 @@
 
 /*
  * Adds 1 to the counter, from any thread, and does not block, whatever the client does to the
- * counter or to the flags of the file at the same time. A full counter stays as it is: the client
- * has a signal waiting anyway. `eventfd` has been checked to be one. -EBADF if it is closed.
+ * counter or to the flags of the file at the same time. A full counter stays full (at most it goes to
+ * its very maximum, eventfd(2)): the client has a signal waiting anyway. `eventfd` has been checked to
+ * be one. -EBADF if it is closed.
  */
 int vdcm_signal(int eventfd);
 /*

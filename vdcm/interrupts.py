@@ -8,21 +8,58 @@ Who masks: the guest by the function mask and the per-vector mask in MSI-X table
 and the client by SET_IRQS. As with VFIO in the kernel, binding an eventfd unmasks the vector's
 entry in the MSI-X table and unbinding masks it: a VMM keeps the guest's table itself and shows it
 to nobody.
+
+A vector has two sources (Scalable IOV, 4.4.2): the VDCM, which calls ``Interrupts.signal``, and the
+messages of ADIs that are connected to it (``MessageSource``), which deliver by themselves while
+nothing holds the vector back. What came from all of them in the meantime is one interrupt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from functools import cache
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from vdcm.errors import DeclarationError, VdcmError
 from vdcm.protocol import Irq
 from vdcm.registers import Access, BoundRegister, Field, Register, RegisterMap
 from vdcm.transport import IrqAction
 
-Trigger = Callable[[Irq, int], bool]
-"""Signals the eventfd of a vector; False if none is bound to it."""
+
+class Eventfds(Protocol):
+    """The eventfds that a client has bound (transport.Session)."""
+
+    def trigger(self, kind: Irq, vector: int) -> bool:
+        """Signal the one of a vector; False if there is none."""
+
+    def eventfd(self, kind: Irq, vector: int) -> int:
+        """The one of a vector, -1 if there is none. It is to be duplicated, not kept."""
+
+
+class MessageSource(Protocol):
+    """A message of an ADI (ims.ImsEntry): any thread may raise it; these calls come from the event
+    loop's."""
+
+    @property
+    def pending(self) -> bool:
+        """It has been raised and not delivered."""
+
+    @property
+    def delivered(self) -> int:
+        """Signals that it has given to an eventfd."""
+
+    def bind(self, eventfd: int) -> None:
+        """Deliver to a duplicate of ``eventfd``, -1 for nowhere."""
+
+    def block(self, blocked: bool) -> None:
+        """Hold interrupts back, or no longer: then what is pending is delivered."""
+
+    def take(self) -> bool:
+        """Is it pending? Then it no longer is: the caller delivers it."""
+
+    def clear(self) -> None:
+        """Forget what is pending."""
 
 
 class MsixMaps(NamedTuple):
@@ -30,16 +67,11 @@ class MsixMaps(NamedTuple):
 
     table: RegisterMap
     pending_bits: RegisterMap
-    controls: Sequence[BoundRegister]
+    controls: BoundRegister
 
 
-def msix_maps(owner: Interrupts, vectors: int) -> MsixMaps:
-    """MSI-X table and pending bit array of ``vectors`` (1 to 2048) entries.
-
-    An entry is 16 bytes and masked after reset (PCIe 5.0, 7.7.2.5 to 7.7.2.8); the pending bits
-    are 64-bit words (7.7.2.9).
-    """
-
+@cache
+def _msix_classes(vectors: int) -> tuple[type[Any], type[Any]]:
     class MsixTable(RegisterMap):
         ADDRESS_LOW = Register(
             0x0, 32, count=vectors, stride=16, fields={"ADDRESS": Field(2, 30)}, doc="Address"
@@ -53,8 +85,18 @@ def msix_maps(owner: Interrupts, vectors: int) -> MsixMaps:
     class PendingBits(RegisterMap):
         PENDING = Register(0x0, 64, Access.RO, count=-(-vectors // 64), doc="Pending bits")
 
-    table = MsixTable(owner, also=(PendingBits,))
-    return MsixMaps(table, PendingBits(owner, also=(MsixTable,)), list(table.CONTROL))
+    return MsixTable, PendingBits
+
+
+def msix_maps(owner: Interrupts, vectors: int) -> MsixMaps:
+    """MSI-X table and pending bit array of ``vectors`` (1 to 2048) entries.
+
+    An entry is 16 bytes and masked after reset (PCIe 5.0, 7.7.2.5 to 7.7.2.8); the pending bits
+    are 64-bit words (7.7.2.9).
+    """
+    table_class, pending_class = _msix_classes(vectors)
+    table = table_class(owner, also=(pending_class,))
+    return MsixMaps(table, pending_class(owner, also=(table_class,)), table.CONTROL)
 
 
 @dataclass
@@ -83,7 +125,7 @@ class Interrupts:
     """All interrupts of one VDEV.
 
     ``counts`` says how many vectors there are of each kind: INTx 0 or 1, MSI 0 to 32 in powers of
-    two, MSI-X 0 to 2048. ``delivered`` counts signals given to the client since the start.
+    two, MSI-X 0 to 2048.
     """
 
     LIMITS: ClassVar = {Irq.INTX: 1, Irq.MSI: 32, Irq.MSIX: 2048}
@@ -96,9 +138,10 @@ class Interrupts:
                     f"{kind.name} has 0 to {self.LIMITS[kind]} vectors, not {count}"
                 )
         self._kinds = {kind: _Kind(count, count) for kind, count in self.counts.items()}
-        self._trigger: Trigger | None = None
+        self._eventfds: Eventfds | None = None
+        self._sources: dict[int, list[MessageSource]] = {}  # by MSI-X vector
         self._line = False
-        self.delivered = 0
+        self._delivered = 0
         self.observer: Callable[[str], None] | None = None
         self.on_line: Callable[[bool], None] | None = None
         """Called when the INTx line changes, for the Interrupt Status bit."""
@@ -159,12 +202,67 @@ class Interrupts:
 
     def pending(self, kind: Irq) -> frozenset[int]:
         """Vectors that wait to be delivered."""
-        return frozenset(self._kinds[kind].pending)
+        pending = frozenset(self._kinds[kind].pending)
+        if kind is not Irq.MSIX:
+            return pending
+        return pending.union(
+            vector
+            for vector, sources in self._sources.items()
+            if any(source.pending for source in sources)
+        )
+
+    @property
+    def delivered(self) -> int:
+        """Signals given to clients since the start, those of connected messages among them."""
+        connected = (source for sources in self._sources.values() for source in sources)
+        return self._delivered + sum(source.delivered for source in connected)
+
+    # The host driver's side.
+
+    def connect(self, vector: int, source: MessageSource) -> None:
+        """Make the interrupts of ``source``, blocked until now, those of MSI-X ``vector``.
+
+        Several may share a vector. Raises VdcmError for a vector that there is not.
+        """
+        if not 0 <= vector < self.counts[Irq.MSIX]:
+            raise VdcmError(
+                f"MSI-X vector {vector} is out of range: there are {self.counts[Irq.MSIX]}"
+            )
+        self._sources.setdefault(vector, []).append(source)
+        self._delivered -= source.delivered  # what it did elsewhere
+        try:
+            self._bind_sources((vector,))
+        except VdcmError:
+            self.disconnect(vector, source)
+            raise
+        self._look_again(Irq.MSIX, (vector,))
+
+    def disconnect(self, vector: int, source: MessageSource) -> None:
+        """Undo ``connect``; ``source`` keeps what is pending."""
+        source.block(True)
+        source.bind(-1)
+        self._delivered += source.delivered
+        sources = self._sources[vector]
+        sources.remove(source)
+        if not sources:
+            del self._sources[vector]
+
+    def _sources_of(self, vectors: Collection[int]) -> list[tuple[int, list[MessageSource]]]:
+        return [(vector, found) for vector, found in self._sources.items() if vector in vectors]
+
+    def _bind_sources(self, vectors: Collection[int]) -> None:
+        """Vectors have got other eventfds, or none."""
+        for vector, sources in self._sources_of(vectors):
+            eventfd = -1
+            if self._eventfds is not None and vector in self._kinds[Irq.MSIX].bound:
+                eventfd = self._eventfds.eventfd(Irq.MSIX, vector)
+            for source in sources:
+                source.bind(eventfd)
 
     def _deliver(self, kind: Irq, vector: int) -> None:
         state = self._kinds[kind]
-        trigger = self._trigger
-        if trigger is None or state.blocked(vector) or not trigger(kind, vector):
+        eventfds = self._eventfds
+        if eventfds is None or state.blocked(vector) or not eventfds.trigger(kind, vector):
             state.pending.add(vector)
             self._show_pending(kind)
             if self.observer is not None:
@@ -173,7 +271,7 @@ class Interrupts:
         if vector in state.pending:
             state.pending.remove(vector)
             self._show_pending(kind)
-        self.delivered += 1
+        self._delivered += 1
         if self.observer is not None:
             self.observer(f"{kind.name} {vector} delivered")
 
@@ -183,40 +281,56 @@ class Interrupts:
 
     def _deliver_line(self) -> None:
         state = self._kinds[Irq.INTX]
-        if not (state.count and self._line and self._trigger) or state.blocked(0):
+        eventfds = self._eventfds
+        if eventfds is None or not (state.count and self._line) or state.blocked(0):
             return
         if self._messages_in_use():
             return
-        if self._trigger(Irq.INTX, 0):
+        if eventfds.trigger(Irq.INTX, 0):
             # Level-triggered: the client unmasks when the guest has served it (VFIO AUTOMASKED).
             state.client_masked.add(0)
-            self.delivered += 1
+            self._delivered += 1
             if self.observer is not None:
                 self.observer("INTX 0 delivered")
 
-    def _look_again(self, kind: Irq, vectors: Iterable[int]) -> None:
-        """Something that held these vectors back may be gone."""
-        if kind is Irq.INTX:
-            self._deliver_line()
-            return
+    def _look_again(self, kind: Irq, vectors: Collection[int]) -> None:
+        """Something that holds these vectors back may have come or gone."""
         self._deliver_line()  # what was in use may no longer be
+        if kind is Irq.INTX:
+            return
         state = self._kinds[kind]
+        sources = self._sources_of(vectors) if kind is Irq.MSIX else []
+        for vector, connected in sources:
+            if state.blocked(vector):
+                for source in connected:
+                    source.block(True)
+                continue
+            # All of them before the one delivery: what is raised from here on is a new interrupt.
+            for source in connected:
+                if source.take():
+                    state.pending.add(vector)
         for vector in sorted(state.pending.intersection(vectors)):
             if not state.blocked(vector):
                 self._deliver(kind, vector)
+        for vector, connected in sources:
+            if not state.blocked(vector):
+                for source in connected:
+                    source.block(False)
 
     # The client's side.
 
-    def attach(self, trigger: Trigger) -> None:
+    def attach(self, eventfds: Eventfds) -> None:
         """A client has connected; it has bound nothing yet."""
-        self._trigger = trigger
+        self._eventfds = eventfds
 
     def detach(self) -> None:
         """The client has gone, and its eventfds and masks with it."""
-        self._trigger = None
+        self._eventfds = None
         for state in self._kinds.values():
             state.bound.clear()
             state.client_masked.clear()
+        self._bind_sources(self._sources)
+        self._look_again(Irq.MSIX, self._sources)
 
     def irqs_changed(self, kind: Irq, action: IrqAction, start: int, count: int) -> None:
         """The client bound or masked vectors [start, start + count) of ``kind``."""
@@ -234,6 +348,8 @@ class Interrupts:
             state.client_masked.update(vectors)
         else:
             state.client_masked.difference_update(vectors)
+        if kind is Irq.MSIX and action in (IrqAction.BOUND, IrqAction.UNBOUND):
+            self._bind_sources(vectors)
         self._look_again(kind, vectors)
 
     def _set_table_mask(self, kind: Irq, vectors: Iterable[int], *, masked: bool) -> None:
@@ -256,8 +372,7 @@ class Interrupts:
         state.enabled = enabled
         state.given = state.count if given is None else given
         state.all_masked = all_masked
-        if not all_masked:
-            self._look_again(kind, range(state.count))
+        self._look_again(kind, range(state.count))
 
     def set_guest_masks(self, kind: Irq, mask: int) -> None:
         """The guest wrote MSI's per-vector mask bits."""
@@ -279,7 +394,7 @@ class Interrupts:
 
     def on_read_PENDING(self, index: int) -> int:
         word = range(64 * index, 64 * index + 64)
-        return sum(1 << (v - word.start) for v in self._kinds[Irq.MSIX].pending.intersection(word))
+        return sum(1 << (v - word.start) for v in self.pending(Irq.MSIX).intersection(word))
 
     def reset(self) -> None:
         """What a function-level reset does: nothing pending, all as after power-on.
@@ -287,6 +402,10 @@ class Interrupts:
         Eventfds stay bound: they are the client's, not the guest's.
         """
         self._line = False
+        for _, sources in self._sources_of(self._sources):
+            for source in sources:
+                source.block(True)
+                source.clear()
         for state in self._kinds.values():
             state.pending.clear()
             state.enabled = state.all_masked = False
@@ -297,3 +416,4 @@ class Interrupts:
             bound = self._kinds[Irq.MSIX].bound
             for vector in range(self.counts[Irq.MSIX]):
                 self._set_table_mask(Irq.MSIX, (vector,), masked=vector not in bound)
+        self._look_again(Irq.MSIX, self._sources)

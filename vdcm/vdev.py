@@ -163,7 +163,7 @@ class Vdev:
         self.state = VdevState.ATTACHED
         self.session = session
         self.address_space.attach(session.memory)
-        self.interrupts.attach(session.trigger)
+        self.interrupts.attach(session)
 
     def detached(self) -> None:
         """The client has gone: as if the power had been cycled."""

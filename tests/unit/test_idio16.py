@@ -80,11 +80,15 @@ def test_a_change_interrupts_once_it_is_enabled(card: Idio16) -> None:
 def test_the_line_is_signalled_until_it_is_cleared(card: Idio16) -> None:
     signals: list[tuple[Irq, int]] = []
 
-    def trigger(kind: Irq, vector: int) -> bool:
-        signals.append((kind, vector))
-        return True
+    class Client:
+        def trigger(self, kind: Irq, vector: int) -> bool:
+            signals.append((kind, vector))
+            return True
 
-    card.interrupts.attach(trigger)
+        def eventfd(self, kind: Irq, vector: int) -> int:
+            raise AssertionError(f"no message of an ADI is connected to {kind.name} {vector}")
+
+    card.interrupts.attach(Client())
     card.irqs_changed(Irq.INTX, IrqAction.BOUND, 0, 1)
     get(card, IRQ_CONTROL)
     card.inputs = 1

@@ -17,7 +17,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"protocol", "properties", "environment", "_native"}),
     frozenset({"pci", "registers", "pasid", "transport", "client"}),
     frozenset({"bars", "interrupts", "dma", "function"}),
-    frozenset({"vdev", "mailbox"}),
+    frozenset({"vdev", "mailbox", "ims"}),
     frozenset({"parent"}),
     frozenset({"definition"}),
     frozenset({"manager"}),

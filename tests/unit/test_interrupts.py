@@ -19,11 +19,14 @@ class Client:
     def __init__(self, interrupts: Interrupts) -> None:
         self.interrupts = interrupts
         self.signals: list[tuple[Irq, int]] = []
-        interrupts.attach(self.trigger)
+        interrupts.attach(self)
 
     def trigger(self, kind: Irq, vector: int) -> bool:
         self.signals.append((kind, vector))
         return True
+
+    def eventfd(self, kind: Irq, vector: int) -> int:
+        raise AssertionError(f"no message of an ADI is connected to {kind.name} {vector}")
 
     def do(self, kind: Irq, action: IrqAction, start: int = 0, count: int = 1) -> None:
         self.interrupts.irqs_changed(kind, action, start, count)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+from vdev_host import PBA, TABLE, VECTORS, Everything, Host
 from wire_registers import ID, MSIX_VECTORS, Bar, Reg
 from wire_server import STOP_TIME, Server
 
-from vdcm.client import Client, Irq
+from vdcm.client import Client, Irq, Region
 from vdcm.errors import ProtocolError
+from vdcm.ims import ImsEntry, ImsStorage
 from vdcm.protocol import IrqSet
 
 BOUND, UNBOUND, MASKED, UNMASKED = range(4)
@@ -195,3 +199,122 @@ def test_next_client_inherits_no_interrupt(serve: Callable[..., Server]) -> None
         assert signal(client, Irq.MSIX, 3)
     with server.connect() as client:
         assert not signal(client, Irq.MSIX, 3)
+
+
+# Messages of ADIs: raised by the test's own thread, as a sweep would.
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    host = Host(tmp_path)
+    yield host
+    host.close()
+    assert host.complaints == []
+
+
+@pytest.fixture
+def vdev(host: Host) -> Everything:
+    made: Everything = host.serve()
+    return made
+
+
+@pytest.fixture
+def entries(host: Host, vdev: Everything) -> Iterator[list[ImsEntry]]:
+    """Messages for vectors 0, 1 and again 1."""
+    storage = ImsStorage(8, "parent")
+    entries = [storage.allocate() for _ in range(3)]
+    for entry, vector in zip(entries, (0, 1, 1), strict=True):
+        host.run(entry.route, vdev.interrupts, vector)
+    yield entries
+    for entry in entries:
+        host.run(entry.release)
+
+
+def table_mask(client: Client, vector: int, masked: bool) -> None:
+    client.write(Region.BAR0, TABLE + 16 * vector + 12, 4, int(masked))
+
+
+def test_a_message_comes_without_the_event_loop(host: Host, entries: list[ImsEntry]) -> None:
+    gate = threading.Event()
+    with host.connect() as client:
+        events = client.irq_enable(Irq.MSIX)
+        host.loop.call_soon_threadsafe(gate.wait)
+        try:
+            entries[0].raise_()
+            entries[1].raise_()
+            assert [event.wait(STOP_TIME) for event in events[:2]] == [1, 1]
+        finally:
+            gate.set()
+        assert [event.wait(0) for event in events] == [0] * VECTORS
+
+
+def test_a_message_the_guest_masks_is_in_the_pending_bits_and_comes_once(
+    host: Host, vdev: Everything, entries: list[ImsEntry]
+) -> None:
+    with host.connect() as client:
+        events = client.irq_enable(Irq.MSIX)
+        table_mask(client, 1, True)
+        for entry in (*entries, *entries):
+            entry.raise_()
+        host.run(vdev.interrupts.signal, 1)
+        assert client.read(Region.BAR0, PBA, 8) == 0b10
+        assert [event.wait(0) for event in events] == [2, 0, 0, 0]
+        table_mask(client, 1, False)
+        assert client.read(Region.BAR0, PBA, 8) == 0
+        assert [event.wait(0) for event in events] == [0, 1, 0, 0], "of all sources, one"
+        entries[2].raise_()
+        host.run(vdev.interrupts.signal, 1)
+        assert events[1].wait(0) == 2
+
+
+def test_a_message_waits_for_the_client_to_bind_and_to_unmask(
+    host: Host, entries: list[ImsEntry]
+) -> None:
+    with host.connect() as client:
+        entries[0].raise_()
+        (event,) = client.irq_enable(Irq.MSIX, count=1)
+        assert event.wait(0) == 1
+        client.irq_mask(Irq.MSIX)
+        entries[0].raise_()
+        assert event.wait(0) == 0
+        client.irq_unmask(Irq.MSIX)
+        assert event.wait(0) == 1
+        client.irq_disable(Irq.MSIX)
+        entries[0].raise_()
+        assert client.read(Region.BAR0, PBA, 8) == 1
+        (again,) = client.irq_enable(Irq.MSIX, count=1)
+        assert again.wait(0) == 1
+
+
+def test_a_message_of_before_the_reset_does_not_come(host: Host, entries: list[ImsEntry]) -> None:
+    with host.connect() as client:
+        events = client.irq_enable(Irq.MSIX)
+        table_mask(client, 0, True)
+        entries[0].raise_()
+        client.reset()
+        assert client.read(Region.BAR0, PBA, 8) == 0
+        entries[1].raise_()
+        assert [event.wait(0) for event in events] == [0, 1, 0, 0]
+
+
+def test_the_next_client_gets_no_message_of_the_last(host: Host, entries: list[ImsEntry]) -> None:
+    with host.connect() as client:
+        client.irq_enable(Irq.MSIX)
+        table_mask(client, 1, True)
+        entries[1].raise_()
+    with host.connect() as client:
+        entries[0].raise_()
+        events = client.irq_enable(Irq.MSIX)
+        assert [event.wait(0) for event in events] == [1, 0, 0, 0]
+
+
+def test_a_message_for_a_full_blocking_eventfd_stops_nobody(
+    host: Host, entries: list[ImsEntry]
+) -> None:
+    with host.connect() as client:
+        events = client.irq_enable(Irq.MSIX)
+        os.set_blocking(events[0].fileno(), True)
+        os.eventfd_write(events[0].fileno(), 0xFFFFFFFFFFFFFFFE)
+        entries[0].raise_()
+        entries[1].raise_()
+        assert events[1].wait(0) == 1

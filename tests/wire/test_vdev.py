@@ -356,7 +356,7 @@ def test_client_that_refills_a_full_eventfd_does_not_stop_the_server(client: Cli
     put(client, SIGNAL, 0)
     assert bar0(client, SCRATCH) == 0
     os.set_blocking(event.fileno(), False)
-    assert event.wait(0) == 0xFFFFFFFFFFFFFFFE
+    assert event.wait(0) >= 0xFFFFFFFFFFFFFFFE
 
 
 # Resets

@@ -208,6 +208,10 @@ class Session:
         """Signal the eventfd of a vector; False if the client has bound none to it."""
         return not self._closed and lib.vdcm_session_trigger(self._native, kind, vector) == 0
 
+    def eventfd(self, kind: Irq, vector: int) -> int:
+        """The eventfd that the client has bound to a vector, -1 if none: to be duplicated."""
+        return -1 if self._closed else int(lib.vdcm_session_eventfd(self._native, kind, vector))
+
     def start(self) -> None:
         """Begin to handle messages."""
         self._loop.add_reader(self._connection.fileno(), self._run)
