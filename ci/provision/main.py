@@ -119,6 +119,9 @@ def _provide(console: Console, cache: Cache, options: argparse.Namespace) -> Non
         "python": str(python),
     }
     write_atomically(cache.root / "environment.json", json.dumps(environment, indent=2) + "\n")
+    # Two checkouts share the cache; the interpreter in which this one is installed is its own.
+    (PROJECT / "build").mkdir(exist_ok=True)
+    write_atomically(PROJECT / "build" / "python", f"{python}\n")
     if options.prune:
         removed = [
             old for kind in ("qemu", "libvfio-user", "kernel", "guest") for old in cache.prune(kind)
