@@ -488,8 +488,8 @@ TestStorage.settings = settings(max_examples=60, stateful_step_count=40, deadlin
 
 def test_no_raise_is_lost_while_the_control_thread_masks() -> None:
     """Each thread waits for its interrupt before it raises the next one: as many signals come as
-    there were raises, whatever the masks did in between."""
-    rounds, threads = 300, 3
+    there were raises, whatever the masks do in between."""
+    turns, threads = 900, 3
     storage = ImsStorage(threads, "parent")
     interrupts = Interrupts(msix=threads)
     client = Eventfds(interrupts)
@@ -498,31 +498,33 @@ def test_no_raise_is_lost_while_the_control_thread_masks() -> None:
         client.bind(vector)
         entry.route(interrupts, vector)
     signals = [0] * threads
+    stop = threading.Event()
 
     def work(vector: int) -> None:
-        for _ in range(rounds):
+        while not stop.is_set():
             entries[vector].raise_()
             ready, _, _ = select.select([client.fds[vector]], [], [], DEADLINE)
             if not ready:
-                return
+                return  # lost
             signals[vector] += os.eventfd_read(client.fds[vector])
 
     workers = [threading.Thread(target=work, args=(vector,)) for vector in range(threads)]
     for worker in workers:
         worker.start()
-    turn = 0
-    while any(worker.is_alive() for worker in workers):
+    for turn in range(turns):
         vector = turn % threads
         entries[vector].mask(True)
         entries[vector].mask(False)
         client.do(IrqAction.MASKED, vector)
         client.do(IrqAction.UNMASKED, vector)
         client.do(IrqAction.BOUND, vector)  # a new duplicate of the same eventfd
-        turn += 1
-    assert turn > 0
-    assert signals == [rounds] * threads
+    stop.set()
+    for worker in workers:
+        worker.join()
+    assert min(signals) > 0
+    assert signals == [entry.raised for entry in entries]
     assert [client.taken(vector) for vector in range(threads)] == [0] * threads
-    assert interrupts.delivered == rounds * threads
+    assert interrupts.delivered == sum(signals)
     client.close()
 
 
@@ -599,6 +601,7 @@ while turn < rounds:
         if time.monotonic() > deadline:
             drain()  # lets the server go on, to say so
             sys.exit("the server is stuck")
+        os.sched_yield()
     turn += 1
 """
 
@@ -611,7 +614,7 @@ def test_a_client_that_fills_its_counter_at_any_moment_stops_nobody() -> None:
     os.ftruncate(shared, mmap.PAGESIZE)
     progress = memoryview(mmap.mmap(shared, mmap.PAGESIZE)).cast("Q")
     hostile = subprocess.Popen(
-        [sys.executable, "-c", HOSTILE, str(fd), str(shared), "2000"], pass_fds=(fd, shared)
+        [sys.executable, "-c", HOSTILE, str(fd), str(shared), "300"], pass_fds=(fd, shared)
     )
     while hostile.poll() is None:
         for _ in range(100):
