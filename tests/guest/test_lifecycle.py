@@ -55,6 +55,7 @@ def until(machine: Machine, condition: str) -> None:
     machine.check(f"until {condition}; do usleep 50000; done", timeout=30)
 
 
+@pytest.mark.conformance("R4.4-1")
 def test_hot_plug_and_unplug(lab: Lab) -> None:
     for _ in range(2):
         lab.machine.qmp.execute(

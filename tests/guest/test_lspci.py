@@ -69,6 +69,7 @@ def test_every_capability_is_decoded_without_complaint(lab: Lab, device: str) ->
         assert complaint not in text, text
 
 
+@pytest.mark.conformance("R2.8-2")
 @pytest.mark.parametrize("device", DEVICES)
 def test_bytes_are_those_of_the_golden_file(lab: Lab, device: str) -> None:
     compare(GOLDEN / f"{device}.hex", hexadecimal(lab.dumps[device]))

@@ -81,6 +81,7 @@ def accesses(lab: Lab, driver: Driver) -> Accesses:
     return seen
 
 
+@pytest.mark.conformance("R4.3-1", "R4.4.1-4")
 def test_intercepted_accesses_appear_by_register_name(driver: Driver, accesses: Accesses) -> None:
     driver.register("SCRATCH", 0x1234_5678)
     assert driver.read(2, OFFSETS["SCRATCH"]) == 0x1234_5678
@@ -91,6 +92,7 @@ def test_intercepted_accesses_appear_by_register_name(driver: Driver, accesses: 
     assert "SCRATCH" in reads[1] and len(reads) == 2
 
 
+@pytest.mark.conformance("R4.3-1", "R4.4.1-3", "R4.4.1-7")
 @pytest.mark.parametrize("where", SHARED)
 def test_shared_pages_need_no_message(
     lab: Lab, driver: Driver, accesses: Accesses, where: str
@@ -113,6 +115,7 @@ def test_shared_pages_are_separate(lab: Lab, driver: Driver) -> None:
         assert lab.server.show("show0")["word"] == 0x100 + number
 
 
+@pytest.mark.conformance("R4.4.1-5")
 def test_write_intercepted_page(lab: Lab, driver: Driver, accesses: Accesses) -> None:
     driver.write(2, STATUS, 0x77)
     assert driver.read(2, STATUS) == 0x77
@@ -141,6 +144,7 @@ def test_dma_needs_bus_master_enable(driver: Driver) -> None:
     assert "pci_set_master" in driver.lab.server.log[since:]
 
 
+@pytest.mark.conformance("R4.4.2-1", "R4.4.2-5")
 def test_msix_can_be_enabled_and_its_table_written(lab: Lab, driver: Driver) -> None:
     driver.setpci("CAP_MSIX+2.w=8000:8000")
     driver.write(2, TABLE + 0xC, 0)
@@ -150,6 +154,7 @@ def test_msix_can_be_enabled_and_its_table_written(lab: Lab, driver: Driver) -> 
     assert lab.server.show("show0")["state"] == "attached"
 
 
+@pytest.mark.conformance("R4.4.2-1", "R4.4.2-5")
 def test_msi_can_be_enabled_and_masked(lab: Lab, driver: Driver) -> None:
     driver.setpci("CAP_MSI+10.l=f:f")
     driver.setpci("CAP_MSI+2.w=1:1")

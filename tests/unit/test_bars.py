@@ -20,6 +20,7 @@ class Block(RegisterMap):
     SECOND = Register(0x8, 64, reset=0x1122334455667788)
 
 
+@pytest.mark.conformance("R4.4.1-4")
 def test_an_intercepted_bar_is_its_registers() -> None:
     bar = Bar(0, 0x1000)
     block = Block()
@@ -32,6 +33,7 @@ def test_an_intercepted_bar_is_its_registers() -> None:
         bar.view(0, 1)
 
 
+@pytest.mark.conformance("R4.4.1-7")
 @pytest.mark.parametrize("policy", [PagePolicy.DIRECT, PagePolicy.MEMORY])
 def test_shared_pages_are_memory(policy: PagePolicy) -> None:
     bar = Bar(1, 4 * PAGE, pages=[Pages(PAGE, PAGE, policy)])
@@ -46,6 +48,7 @@ def test_shared_pages_are_memory(policy: PagePolicy) -> None:
     bar.close()
 
 
+@pytest.mark.conformance("R4.4.1-5")
 def test_registers_in_write_intercepted_pages_appear_in_memory() -> None:
     bar = Bar(0, 2 * PAGE, pages=[Pages(PAGE, PAGE, PagePolicy.WRITE_INTERCEPTED)])
     block = Block()
@@ -82,6 +85,7 @@ def test_neighbours_are_offered_as_one_area() -> None:
     bar.close()
 
 
+@pytest.mark.conformance("R2.4-2", "R2.4-6", "R4.4.1-6")
 @pytest.mark.parametrize(
     ("pages", "message"),
     [
@@ -120,6 +124,7 @@ def test_areas_are_counted_as_a_client_is_told_of_them() -> None:
         Bar(0, 32 * PAGE, pages=stripes)
 
 
+@pytest.mark.conformance("R2.4-6", "R4.4.1-6")
 def test_registers_lie_where_python_sees_their_writes() -> None:
     bar = Bar(
         0,

@@ -35,6 +35,7 @@ def level() -> Iterator[tuple[int, SecondLevel, GuestMemory]]:
 Level = tuple[int, SecondLevel, GuestMemory]
 
 
+@pytest.mark.conformance("R2.2-5")
 def test_a_pasid_leads_to_its_memory(level: Level) -> None:
     pasid, space, memory = level
     dma.write(pasid, 0x10004, b"abcd")
@@ -52,6 +53,7 @@ def test_errors_name_pasid_address_and_length(level: Level) -> None:
     assert dma.read(pasid, 0x10FFF, 1) == b"\0"
 
 
+@pytest.mark.conformance("R2.2-5", "R2.6-2")
 def test_a_pasid_that_is_not_in_use_reaches_nothing() -> None:
     for pasid in (0, 0xFFFFF, 1 << 20, -1):
         with pytest.raises(DmaError, match="stands for no address space"):
@@ -109,6 +111,7 @@ def test_memory_of_a_client_that_has_gone_fails_and_is_not_touched(level: Level)
     assert memory.ranges == []
 
 
+@pytest.mark.conformance("R2.2-11", "R2.6-5")
 def test_spaces_are_apart(level: Level) -> None:
     pasid, _, _ = level
     other = PASIDS.allocate(SecondLevel())

@@ -28,6 +28,7 @@ def test_nothing_is_enabled_at_first() -> None:
     assert not function(ims=False).ims_supported
 
 
+@pytest.mark.conformance("R2.2-3", "R2.8-3")
 def test_pasid_and_memory_are_enabled_where_software_would() -> None:
     parent = function(Ats(), Pri(16))
     parent.enable_pasid()
@@ -46,6 +47,7 @@ def test_pasid_cannot_be_enabled_after_ats() -> None:
         parent.enable_pasid()
 
 
+@pytest.mark.conformance("R2.8-16", "R2.8-17")
 def test_system_page_size_is_what_was_written_before_memory_space(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -59,6 +61,7 @@ def test_system_page_size_is_what_was_written_before_memory_space(
     assert "dsa0: refused: System Page Size 0x1" in caplog.text
 
 
+@pytest.mark.conformance("R2.7-10")
 def test_function_level_reset_is_told_and_disables_everything() -> None:
     heard: list[str] = []
     parent = ParentFunction(
@@ -72,6 +75,7 @@ def test_function_level_reset_is_told_and_disables_everything() -> None:
     assert not parent.memory_enabled
 
 
+@pytest.mark.conformance("R2.2-2", "R2.8-1")
 @pytest.mark.parametrize("capability", [ScalableIov, Pasid])
 def test_a_function_with_adis_has_both_capabilities(capability: type[Capability]) -> None:
     with pytest.raises(DeclarationError, match="dsa0: a function with ADIs has"):

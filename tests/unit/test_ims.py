@@ -89,6 +89,7 @@ def routed(vectors: int = 1) -> tuple[Interrupts, Eventfds, ImsEntry]:
     return interrupts, client, entry
 
 
+@pytest.mark.conformance("R2.5.1-5")
 def test_entries_are_allocated_until_there_are_none() -> None:
     storage = ImsStorage(130, "parent")
     entries = [storage.allocate() for _ in range(130)]
@@ -101,6 +102,7 @@ def test_entries_are_allocated_until_there_are_none() -> None:
     assert storage.allocate().index == 77
 
 
+@pytest.mark.conformance("R2.5.1-1")
 def test_the_largest_storage_takes_memory_only_for_what_is_used() -> None:
     storage = ImsStorage(MAX_ENTRIES, "parent")
     entries = [storage.allocate() for _ in range(MAX_ENTRIES)]
@@ -112,6 +114,7 @@ def test_the_largest_storage_takes_memory_only_for_what_is_used() -> None:
             ImsStorage(wrong, "parent")
 
 
+@pytest.mark.conformance("R2.5.1-5", "R2.5.2-3")
 def test_a_former_owner_raises_nothing() -> None:
     storage = ImsStorage(1, "parent")
     old = storage.allocate()
@@ -126,6 +129,7 @@ def test_a_former_owner_raises_nothing() -> None:
     assert not new.pending and new.raised == 0
 
 
+@pytest.mark.conformance("R2.5.2-3")
 def test_only_an_entry_that_there_is_can_be_raised() -> None:
     storage = ImsStorage(65, "parent")
     entry = storage.allocate()
@@ -151,6 +155,7 @@ def test_generations_do_not_end() -> None:
     assert storage.allocate().handle in seen  # only now one comes again
 
 
+@pytest.mark.conformance("R2.5.1-4", "R2.5.1-12", "R4.4.2-7")
 def test_a_route_programs_an_interrupt_message() -> None:
     _, client, entry = routed()
     assert entry.address == 0xFEE00010 and entry.data == 0  # remappable format, handle 0
@@ -159,6 +164,7 @@ def test_a_route_programs_an_interrupt_message() -> None:
     client.close()
 
 
+@pytest.mark.conformance("R2.5.1-4")
 @pytest.mark.parametrize(
     ("address", "data"),
     [(0, 0), (0xFEE00002, 0), (0xFEF00000, 0), (1 << 64, 0), (0xFEE00000, 1 << 32), (-4, 0)],
@@ -180,6 +186,7 @@ def test_a_raise_is_delivered_at_once() -> None:
     client.close()
 
 
+@pytest.mark.conformance("R2.5.1-6")
 def test_a_masked_entry_is_delivered_once_on_unmask() -> None:
     _, client, entry = routed()
     entry.mask(True)
@@ -276,6 +283,7 @@ def test_no_descriptor_is_kept() -> None:
     assert count() == before
 
 
+@pytest.mark.conformance("R2.5.1-7", "R2.5.1-9")
 def test_storage_describes_what_is_in_use() -> None:
     storage = ImsStorage(8, "parent")
     storage.allocate()

@@ -44,6 +44,7 @@ def table(interrupts: Interrupts) -> RegisterSpace:
     return space
 
 
+@pytest.mark.conformance("R4.4.2-3")
 def test_a_bound_vector_is_signalled() -> None:
     interrupts = Interrupts(msix=4)
     client = Client(interrupts)

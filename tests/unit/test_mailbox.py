@@ -76,6 +76,7 @@ def test_registers_say_where_the_data_is(box: Letterbox, driver: Driver) -> None
     assert box.mailbox.answered == 0
 
 
+@pytest.mark.conformance("R4.4.3-3")
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 13, 4095, AREA])
 def test_an_answer_comes_back(box: Letterbox, driver: Driver, length: int) -> None:
     request = bytes(i * 7 & 0xFF for i in range(length))
@@ -279,6 +280,7 @@ def test_mapped_and_intercepted_data_behave_alike(asked: list[tuple[str, bytes]]
 # Interrupts
 
 
+@pytest.mark.conformance("R4.4.2-3", "R4.4.3-4")
 def test_interrupt_with_each_answer_if_the_driver_wants_it(box: Letterbox, driver: Driver) -> None:
     signals = attach(box)
     driver.ask("ECHO", b"polled")
@@ -334,6 +336,7 @@ def test_reset_while_handling(driver: Driver) -> None:
     assert driver.ask("ECHO", b"anew") == (0, b"anew")
 
 
+@pytest.mark.conformance("R4.1-10")
 def test_channel_that_is_not_open(box: Letterbox, driver: Driver) -> None:
     driver.send("LATER", b"wait")
     box.mailbox.close()

@@ -55,6 +55,7 @@ def test_properties_are_set_all_or_none() -> None:
         set_properties(Parent("bare"), {"storeys": 3})
 
 
+@pytest.mark.conformance("R4.2-4")
 def test_the_installed_models_are_found() -> None:
     assert models()["idio16"] is Idio16Card
 

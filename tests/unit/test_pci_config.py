@@ -324,6 +324,7 @@ def test_power_states(config: ConfigSpace, events: Events) -> None:
     assert config.space.read(at, 2) == 0x8, "D0, nothing lost on the way back"
 
 
+@pytest.mark.conformance("R4.4.2-1")
 def test_msix_enable_and_function_mask(config: ConfigSpace, events: Events) -> None:
     at = find(config, MsiX)
     assert config.space.read(at + 2, 2) == 15
@@ -335,6 +336,7 @@ def test_msix_enable_and_function_mask(config: ConfigSpace, events: Events) -> N
     assert config.space.read(at + 4, 8) == 0x2003_0000_1003
 
 
+@pytest.mark.conformance("R4.4.2-1", "R4.4.2-2")
 def test_msi_enable_vectors_and_mask(config: ConfigSpace, events: Events) -> None:
     at = find(config, MaskableMsi)
     assert config.space.read(at + 2, 2) == 0x0184

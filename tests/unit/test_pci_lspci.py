@@ -51,6 +51,7 @@ def decoded(config: ConfigSpace, folder: Path) -> str:
     return text
 
 
+@pytest.mark.conformance("R2.8-2")
 def test_every_capability_is_decoded(tmp_path: Path) -> None:
     config = ConfigSpace(
         Identity(0x8086, 0x0B25, 0x088000, 1, 0x8086, 0x42),

@@ -64,6 +64,7 @@ class Function:
 # Scalable IOV (SIOV 2.8)
 
 
+@pytest.mark.conformance("R2.4-4", "R2.5.1-2", "R2.8-1", "R2.8-5", "R2.8-6", "R2.8-7", "R2.8-10", "R2.8-12", "R2.8-18", "R2.8-19")
 def test_dvsec_is_laid_out_as_specified() -> None:
     function = Function(
         ScalableIov(page_sizes=SIZES, dependency=3, homogeneous=True, ims=True, at=0x100)
@@ -73,6 +74,7 @@ def test_dvsec_is_laid_out_as_specified() -> None:
     assert function.config.space.read(0x118, 4) == 0
 
 
+@pytest.mark.conformance("R2.5.1-2", "R2.8-4", "R2.8-8", "R2.8-11", "R2.8-19")
 def test_dvsec_of_a_plain_function() -> None:
     function = Function(ScalableIov(ims=False))
     assert function.read(ScalableIov, 0x8) == 0x0000_0005
@@ -80,6 +82,7 @@ def test_dvsec_of_a_plain_function() -> None:
     assert function.read(ScalableIov, 0x14) == 0
 
 
+@pytest.mark.conformance("R2.8-20")
 def test_ims_can_be_hidden_from_the_domain_that_sees_the_dvsec() -> None:
     capability = ScalableIov(ims=True, hide_ims=True)
     function = Function(capability)
@@ -87,6 +90,7 @@ def test_ims_can_be_hidden_from_the_domain_that_sees_the_dvsec() -> None:
     assert capability.ims, "the device has it all the same"
 
 
+@pytest.mark.conformance("R2.8-9")
 @pytest.mark.parametrize("offset", [0x0, 0x4, 0x8, 0xC, 0x14])
 def test_all_but_system_page_size_is_read_only(offset: int) -> None:
     function = Function(ScalableIov(page_sizes=SIZES))
@@ -95,6 +99,7 @@ def test_all_but_system_page_size_is_read_only(offset: int) -> None:
     assert function.read(ScalableIov, offset) == before
 
 
+@pytest.mark.conformance("R2.8-10", "R2.8-12", "R2.8-13", "R2.8-18")
 def test_system_page_size_takes_a_supported_size_and_says_so() -> None:
     function = Function(ScalableIov(page_sizes=SIZES))
     siov = function.config.find(ScalableIov)
@@ -112,6 +117,7 @@ def test_system_page_size_takes_a_supported_size_and_says_so() -> None:
     assert function.events.refused == []
 
 
+@pytest.mark.conformance("R2.8-13", "R2.8-14")
 @given(value=st.integers(0, 0xFFFF_FFFF))
 def test_undefined_system_page_size_leaves_the_old_one(value: int) -> None:
     function = Function(ScalableIov(page_sizes=SIZES))
@@ -133,6 +139,7 @@ def test_refusal_says_why(value: int, why: str) -> None:
     assert f"System Page Size {value:#x}: {why}" in function.events.refused[0]
 
 
+@pytest.mark.conformance("R2.8-16", "R2.8-17")
 def test_system_page_size_stays_once_memory_space_is_enabled() -> None:
     function = Function(ScalableIov(page_sizes=SIZES))
     function.write(ScalableIov, 0x10, 0x2)
@@ -164,6 +171,7 @@ def test_restored_system_page_size_has_to_be_a_supported_one() -> None:
 # PASID (7.8.9)
 
 
+@pytest.mark.conformance("R2.2-2")
 def test_pasid_capability_says_what_is_supported() -> None:
     function = Function(Pasid(20, execute=True, privileged=True))
     assert function.read(Pasid, 0) & 0xF_FFFF == 0x1_001B
@@ -173,6 +181,7 @@ def test_pasid_capability_says_what_is_supported() -> None:
     assert Function(Pasid(8)).read(Pasid, 4) == 0x0800
 
 
+@pytest.mark.conformance("R2.2-2")
 def test_permissions_that_are_not_supported_cannot_be_enabled() -> None:
     function = Function(Pasid(8))
     pasid = function.config.find(Pasid)
@@ -185,6 +194,7 @@ def test_permissions_that_are_not_supported_cannot_be_enabled() -> None:
     assert not pasid.enabled
 
 
+@pytest.mark.conformance("R2.2-2")
 def test_a_function_with_pasid_takes_end_end_prefixes() -> None:
     plain, tagged = Function(ScalableIov()), Function(Pasid())
     assert plain.read(PciExpress, 0x24) & 0x00F0_0000 == 0
@@ -193,6 +203,7 @@ def test_a_function_with_pasid_takes_end_end_prefixes() -> None:
     assert tagged.read(PciExpress, 0x24) & 0x00F0_0000 == 0x0070_0000
 
 
+@pytest.mark.conformance("R2.2-2")
 def test_pasid_control_stays_while_ats_is_enabled() -> None:
     function = Function(Pasid(execute=True), Ats())
     function.write(Pasid, 6, 0x1, 2)
@@ -347,6 +358,7 @@ def test_resets_and_discards_leave_nothing_outstanding(function: Function, pri: 
     assert function.read(Pri, 0xC) == 3, "it is known to be disabled"
 
 
+@pytest.mark.conformance("R2.8-11")
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -371,6 +383,7 @@ everywhere = st.lists(
 )
 
 
+@pytest.mark.conformance("R2.8-9", "R2.8-14")
 @given(writes=everywhere)
 def test_no_write_changes_what_is_read_only_or_undefined(
     writes: list[tuple[int, int, int]],

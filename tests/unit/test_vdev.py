@@ -137,6 +137,7 @@ def test_a_model_that_fails_to_reset_lets_go_of_its_client(card: Card) -> None:
     attach(card)
 
 
+@pytest.mark.conformance("R2.2-5")
 def test_dma_goes_through_the_pasid_and_needs_a_bus_master(card: Card) -> None:
     attach(card)
     with pytest.raises(DmaError, match=r"card: DMA while Bus Master Enable is 0.*pci_set_master"):
@@ -165,6 +166,7 @@ def test_pasids_are_given_back() -> None:
     assert len(PASIDS) == before
 
 
+@pytest.mark.conformance("R4.4-1")
 def test_msix_lies_in_the_bar_that_the_capability_names(card: Card) -> None:
     session = attach(card)
     at = 2 * PAGE + 16 + 12  # Vector Control of vector 1
@@ -261,6 +263,7 @@ def test_properties_are_told_too() -> None:
     lamp.close()
 
 
+@pytest.mark.conformance("R4.4-1")
 def test_regions_are_the_bars_and_the_configuration_space(card: Card) -> None:
     bar, config = card.regions()
     assert (bar.index, bar.size, bar.memory) == (0, 4 * PAGE, True)

@@ -39,6 +39,7 @@ def last_change(client: Client) -> tuple[int, int, int, int]:
     return value >> 24, value >> 16 & 0xFF, value >> 8 & 0xFF, value & 0xFF
 
 
+@pytest.mark.conformance("R4.4.2-3", "R4.4.2-6")
 @pytest.mark.parametrize(("kind", "count"), [(Irq.INTX, 1), (Irq.MSI, 8), (Irq.MSIX, MSIX_VECTORS)])
 def test_every_vector_signals_its_own_eventfd(client: Client, kind: Irq, count: int) -> None:
     events = client.irq_enable(kind)
@@ -234,6 +235,7 @@ def table_mask(client: Client, vector: int, masked: bool) -> None:
     client.write(Region.BAR0, TABLE + 16 * vector + 12, 4, int(masked))
 
 
+@pytest.mark.conformance("R4.4.2-4")
 def test_a_message_comes_without_the_event_loop(host: Host, entries: list[ImsEntry]) -> None:
     gate = threading.Event()
     with host.connect() as client:
@@ -248,6 +250,7 @@ def test_a_message_comes_without_the_event_loop(host: Host, entries: list[ImsEnt
         assert [event.wait(0) for event in events] == [0] * VECTORS
 
 
+@pytest.mark.conformance("R4.4.2-4", "R4.4.2-5")
 def test_a_message_the_guest_masks_is_in_the_pending_bits_and_comes_once(
     host: Host, vdev: Everything, entries: list[ImsEntry]
 ) -> None:

@@ -53,6 +53,7 @@ def driver_of(client: Client) -> Driver:
     return Driver(read, write)
 
 
+@pytest.mark.conformance("R4.4.1-8", "R4.4.1-9", "R4.4.3-1", "R4.4.3-2")
 @SHARED
 def test_a_driver_that_polls(host: Host, shared: bool) -> None:
     serve(host, shared=shared)
@@ -66,6 +67,7 @@ def test_a_driver_that_polls(host: Host, shared: bool) -> None:
         assert driver.answer() == (MailboxCode.UNKNOWN_REQUEST, b"")
 
 
+@pytest.mark.conformance("R4.4.3-4")
 @SHARED
 def test_a_driver_that_is_interrupted_by_a_late_answer(host: Host, shared: bool) -> None:
     box = serve(host, shared=shared)
@@ -81,6 +83,7 @@ def test_a_driver_that_is_interrupted_by_a_late_answer(host: Host, shared: bool)
         assert driver.answer() == (MailboxCode.SUCCESS, b"at last")
 
 
+@pytest.mark.conformance("R4.4.1-8", "R4.4.3-2")
 def test_mapped_page_is_copied_when_the_doorbell_rings(host: Host) -> None:
     box = serve(host, shared=True)
     with host.connect("box") as client:

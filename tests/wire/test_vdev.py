@@ -97,6 +97,7 @@ def refused(client: Client, offset: int, value: int = 1) -> int:
 # Pages
 
 
+@pytest.mark.conformance("R4.4.1-1", "R4.4.1-2", "R4.4.1-3")
 def test_each_page_is_answered_by_its_policy(client: Client, vdev: Everything) -> None:
     areas = {area.offset: area for area in client.map(Region.BAR0)}
     assert [(offset, area.size, area.writable) for offset, area in areas.items()] == [
@@ -116,6 +117,7 @@ def test_each_page_is_answered_by_its_policy(client: Client, vdev: Everything) -
     assert vdev.registers.SCRATCH.value == 0x1122334455667788
 
 
+@pytest.mark.conformance("R4.4.1-5")
 def test_read_only_mapping_shows_what_python_stores(
     client: Client, vdev: Everything, host: Host
 ) -> None:
@@ -197,6 +199,7 @@ def test_long_accesses_are_split(client: Client) -> None:
     assert whole == bytes(3) + data + bytes(PAGE - 15)
 
 
+@pytest.mark.conformance("R2.4-7")
 def test_far_end_of_a_64_bit_bar(client: Client) -> None:
     client.write(Region.BAR2, WIDE - 4, 4, 0x600D)
     assert client.read(Region.BAR2, WIDE - 4, 4) == 0x600D
@@ -252,6 +255,7 @@ def test_shared_pages_are_bytes(client: Client, accesses: list[tuple[int, int, i
 # Interrupts
 
 
+@pytest.mark.conformance("R4.4.2-5")
 def test_msix_masks_and_pending_bits(client: Client) -> None:
     assert bar0(client, TABLE + 12) == 1  # masked after reset
     events = client.irq_enable(Irq.MSIX)
