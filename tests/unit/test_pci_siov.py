@@ -64,7 +64,18 @@ class Function:
 # Scalable IOV (SIOV 2.8)
 
 
-@pytest.mark.conformance("R2.4-4", "R2.5.1-2", "R2.8-1", "R2.8-5", "R2.8-6", "R2.8-7", "R2.8-10", "R2.8-12", "R2.8-18", "R2.8-19")
+@pytest.mark.conformance(
+    "R2.4-4",
+    "R2.5.1-2",
+    "R2.8-1",
+    "R2.8-5",
+    "R2.8-6",
+    "R2.8-7",
+    "R2.8-10",
+    "R2.8-12",
+    "R2.8-18",
+    "R2.8-19",
+)
 def test_dvsec_is_laid_out_as_specified() -> None:
     function = Function(
         ScalableIov(page_sizes=SIZES, dependency=3, homogeneous=True, ims=True, at=0x100)
