@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import ClassVar, NamedTuple
+from functools import cache, partial
+from typing import Any, ClassVar, NamedTuple
 
 from vdcm.errors import DeclarationError, VdcmError
 from vdcm.registers.declaration import Field, Masks, Register
@@ -22,6 +22,12 @@ class Element(NamedTuple):
     register: Register
     position: int | None  # in its array
     slot: int  # position of its value in the map's list of values
+
+
+@cache
+def _methods(owner: type, prefix: str) -> tuple[str, ...]:
+    """Names of its methods, which every instance of a model would look up again for each map."""
+    return tuple(name for name in dir(owner) if name.startswith(prefix))
 
 
 class BoundRegister:
@@ -142,6 +148,7 @@ class RegisterMap:
     _by_slot: ClassVar[Sequence[Element]] = ()
     _offsets: ClassVar[Sequence[int]] = ()
     _first_slot: ClassVar[Mapping[str, int]] = {}
+    _declared_masks: ClassVar[Sequence[Masks]] = ()  # by slot
 
     def __init_subclass__(cls, size: int | None = None) -> None:
         super().__init_subclass__()
@@ -166,6 +173,8 @@ class RegisterMap:
                 offset = register.offset + i * register.stride
                 elements.append(Element(offset, register, index, len(elements)))
         cls._by_slot = tuple(elements)
+        masks = {name: register.masks() for name, register in found.items()}
+        cls._declared_masks = [masks[element.register.name] for element in elements]
         elements.sort(key=lambda element: element.offset)
         end = 0
         for previous, element in zip([None, *elements], elements, strict=False):
@@ -192,13 +201,8 @@ class RegisterMap:
         self, owner: object | None = None, *, also: Sequence[type[RegisterMap]] = ()
     ) -> None:
         self._placed = False
-        masks = {name: register.masks() for name, register in self.registers.items()}
-        count = len(self._elements)
-        self._resets = [0] * count
-        self._masks = [Masks(0, 0, 0, 0, 0, 0)] * count
-        for element in self._elements:
-            self._resets[element.slot] = element.register.reset
-            self._masks[element.slot] = masks[element.register.name]
+        self._resets = [element.register.reset for element in self._by_slot]
+        self._masks = list(self._declared_masks)
         self._values = list(self._resets)
         self._mirror: Callable[[int, int, int], None] | None = None
         self._on_read: dict[str, Callable[..., int]] = {}
@@ -209,11 +213,10 @@ class RegisterMap:
 
     def _bind(self, owner: object, also: Sequence[type[RegisterMap]]) -> None:
         """Find the handlers of ``owner``; a name that fits no register is a typing error."""
-        place = type(owner).__name__
-        for method in dir(type(owner)):
-            for prefix, handlers in (("on_read_", self._on_read), ("on_write_", self._on_write)):
-                if not method.startswith(prefix):
-                    continue
+        kind: Any = type(owner)
+        place = kind.__name__
+        for prefix, handlers in (("on_read_", self._on_read), ("on_write_", self._on_write)):
+            for method in _methods(kind, prefix):
                 name = method.removeprefix(prefix)
                 maps = [m.__name__ for m in (type(self), *also) if name in m.registers]
                 if not maps:
