@@ -47,6 +47,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cache
 from typing import ClassVar, Final, NamedTuple, Protocol
 
 from vdcm.bars import Bar, PagePolicy
@@ -123,7 +124,7 @@ class MailboxRegisters(RegisterMap):
 
     def reset(self, *, keep_sticky: bool = False) -> None:
         super().reset(keep_sticky=keep_sticky)
-        self._mailbox.drop()
+        self._mailbox._drop()
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,10 +246,11 @@ class Mailbox:
             )
         policy = bar.policy(data, size)
         self._bar = bar
-        self._words: list[BoundRegister] | None = None
+        self._words: BoundRegister | None = None
         if policy is PagePolicy.INTERCEPTED:
-            words, self._words = _words(size)
-            bar.place(data, words)
+            registers = _data_registers(size // 8)()
+            self._words = registers.WORD
+            bar.place(data, registers)
         elif policy is not PagePolicy.MEMORY:
             what = "pages of several policies" if policy is None else f"{policy.value} pages"
             raise DeclarationError(
@@ -265,20 +267,20 @@ class Mailbox:
 
     def open(self) -> None:
         """Enable the channel (Table 4-1)."""
-        self.drop()
+        self._drop()
         self.registers.STATUS.preset(OPEN=1)
 
     def close(self) -> None:
         """Disable the channel; what is not answered is dropped."""
-        self.drop()
+        self._drop()
         self.registers.STATUS.preset(OPEN=0)
 
     @property
     def busy(self) -> bool:
         return self._request is not None
 
-    def drop(self) -> None:
-        """Forget the request under way."""
+    def _drop(self) -> None:
+        """Forget the request under way; STATUS is set by the caller."""
         if self._request is not None:
             self._request._drop()
             self._request = None
@@ -343,8 +345,8 @@ class Mailbox:
         """The request, copied: the guest may change it while it is being looked at."""
         if self._words is None:
             return bytes(self._bar.view(self.registers.DATA.value, length))
-        words = self._words[: -(-length // 8)]
-        return b"".join(word.value.to_bytes(8, "little") for word in words)[:length]
+        words = (self._words[i].value for i in range(-(-length // 8)))
+        return b"".join(word.to_bytes(8, "little") for word in words)[:length]
 
     def _store(self, response: bytes) -> None:
         half = self.registers.SIZE.value
@@ -389,11 +391,17 @@ def _by_opcode(
     return found
 
 
-def _words(size: int) -> tuple[RegisterMap, list[BoundRegister]]:
-    """The data of a mailbox whose pages are intercepted."""
+class _DataRegisters(RegisterMap):
+    """The data of a mailbox whose pages are intercepted; the number of words is the subclass's."""
 
-    class MailboxData(RegisterMap):
-        WORD = Register(0, 64, count=size // 8)
+    WORD = Register(0, 64, count=1)
 
-    data = MailboxData()
-    return data, list(data.WORD)
+
+@cache
+def _data_registers(words: int) -> type[_DataRegisters]:
+    """Made once for all mailboxes of a size: a class takes longer to make than a VDEV may."""
+
+    class MailboxData(_DataRegisters):
+        WORD = Register(0, 64, count=words)
+
+    return MailboxData
