@@ -4,7 +4,7 @@ These are the names that a device model needs. The native client is ``vdcm.clien
 """
 
 from vdcm.bars import Bar, PagePolicy, Pages
-from vdcm.errors import DmaError, VdcmError
+from vdcm.errors import DeclarationError, DeferredError, DmaError, StateError, VdcmError
 from vdcm.mailbox import (
     Mailbox,
     MailboxCode,
@@ -33,7 +33,7 @@ from vdcm.pci import (
     VendorSpecificExtended,
 )
 from vdcm.properties import Property, PropertyError
-from vdcm.registers import Access, Field, Register, RegisterMap
+from vdcm.registers import Access, BoundRegister, Field, Register, RegisterMap
 from vdcm.vdev import Vdev
 
 __all__ = [
@@ -41,7 +41,10 @@ __all__ = [
     "Ats",
     "Bar",
     "BarKind",
+    "BoundRegister",
     "Capability",
+    "DeclarationError",
+    "DeferredError",
     "DeviceSerialNumber",
     "DmaError",
     "Dvsec",
@@ -67,6 +70,7 @@ __all__ = [
     "RegisterMap",
     "RequestType",
     "ScalableIov",
+    "StateError",
     "VdcmError",
     "Vdev",
     "VendorSpecific",

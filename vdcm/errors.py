@@ -10,6 +10,7 @@ VdcmError
 ├── PrerequisiteError   the machine lacks something; names the command that provides it
 ├── TransportError      a socket or a client failed
 │   └── ProtocolError   the peer broke the vfio-user protocol, or refused a request
+├── DeferredError       a device does not take a write now; the client is to repeat it (EAGAIN)
 ├── DmaError            guest memory cannot be reached; names PASID, address and length
 └── ControlError        a control request was refused
 """
@@ -62,6 +63,10 @@ class ProtocolError(TransportError):
 
 class DmaError(VdcmError):
     """An access to guest memory failed; it costs the device that tried it, nobody else."""
+
+
+class DeferredError(VdcmError):
+    """The answer to a deferrable memory write (PCIe DMWr) that is not taken now: retry."""
 
 
 class ControlError(VdcmError):

@@ -132,8 +132,16 @@ class Vdev:
         self._check_bus_master()
         dma.write(self.pasid, iova, data)
 
+    @property
+    def bus_master(self) -> bool:
+        """The guest lets the function reach memory (PCIe 5.0, 7.5.1.1.3)."""
+        return bool(self.config.header.COMMAND.BUS_MASTER)
+
+    def on_bus_master_change(self, enabled: bool) -> None:
+        """The guest has set or cleared Bus Master Enable."""
+
     def _check_bus_master(self) -> None:
-        if not self.config.header.COMMAND.BUS_MASTER:
+        if not self.bus_master:
             raise DmaError(
                 f"{self.name}: DMA while Bus Master Enable is 0: the driver has to set it "
                 "(Linux: pci_set_master) before the device may reach memory"
@@ -281,8 +289,13 @@ class _Events(ConfigEvents):
 
     def __init__(self, vdev: Vdev) -> None:
         self._vdev = vdev
+        self._bus_master = False
 
     def on_command_change(self, command: Command) -> None:
+        bus_master = Command.BUS_MASTER in command
+        if bus_master != self._bus_master:
+            self._bus_master = bus_master
+            self._vdev.on_bus_master_change(bus_master)
         self._vdev.interrupts.set_enabled(
             Irq.INTX, enabled=True, all_masked=Command.INTX_DISABLE in command
         )

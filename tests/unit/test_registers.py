@@ -619,3 +619,27 @@ def test_records_say_what_each_write_made_of_its_registers(
                 bare, _, index = name.rstrip("]").partition("[")
                 bound = getattr(registers, bare)
                 assert (bound[int(index)] if index else bound).value == after
+
+
+# What is writable at some times only
+
+
+def test_locked_bits_are_read_only_until_they_are_not() -> None:
+    registers, space = sample_space()
+    registers.CTRL.lock(0b111)
+    space.write(BASE + 4, 4, 0xFFFF_FFFF)
+    assert (registers.CTRL.EN, registers.CTRL.SPEED) == (0, 1)
+    assert registers.CTRL.ERROR == 0, "write 1 to clear, which was not locked"
+    registers.CTRL.lock(0b001)
+    space.write(BASE + 4, 4, 0b111)
+    assert (registers.CTRL.EN, registers.CTRL.SPEED) == (0, 3)
+    registers.QUEUE[1].lock()
+    for index in range(4):
+        space.write(BASE + 0x20 + 8 * index, 2, 0xBEEF)
+    assert [queue.value for queue in registers.QUEUE] == [0xBEEF, 0, 0xBEEF, 0xBEEF]
+    registers.QUEUE[1].value = 7
+    assert registers.QUEUE[1].value == 7, "the device's side is never restricted"
+    registers.reset()
+    space.write(BASE + 0x28, 2, 0xCAFE)
+    space.write(BASE + 4, 4, 1)
+    assert (registers.QUEUE[1].value, registers.CTRL.EN) == (0xCAFE, 1)

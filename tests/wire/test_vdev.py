@@ -33,7 +33,7 @@ from vdev_host import (
 from vdcm import Bar, Identity, PagePolicy, Pages, Vdev
 from vdcm.bars import PAGE
 from vdcm.client import Client, Irq, Region
-from vdcm.errors import DmaError, ProtocolError, TransportError
+from vdcm.errors import DeferredError, DmaError, ProtocolError, TransportError
 from vdcm.pasid import PASIDS
 from vdcm.transport import Session
 from vdcm.vdev import VdevState
@@ -707,3 +707,21 @@ def test_closing_gives_back_pasid_and_descriptors(tmp_path: Path) -> None:
 
 def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+
+def test_a_deferred_write_is_answered_with_retry(
+    client: Client, vdev: Everything, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A deferrable write that is not taken now (PCIe DMWr) is an answer, not a failure."""
+    taken: list[int] = []
+
+    def defer() -> None:
+        taken.append(1)
+        if len(taken) < 3:
+            raise DeferredError("not now")
+
+    vdev.action = defer
+    assert [refused(client, ACTION) for _ in range(2)] == [errno.EAGAIN, errno.EAGAIN]
+    put(client, ACTION, 1)
+    assert len(taken) == 3
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

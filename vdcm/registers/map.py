@@ -126,6 +126,19 @@ class BoundRegister:
             rw=masks.rw & writable, w1c=masks.w1c & writable, wo=masks.wo & writable
         )
 
+    def lock(self, bits: int | None = None) -> None:
+        """Make ``bits`` (default: all) read-only for the guest until they are locked no more: by a
+        lock of other bits, 0 for none, or by the map's reset.
+
+        For what may be written at some times only, as the configuration of what is in use.
+        """
+        owner = self._map
+        masks = owner._unlocked.setdefault(self._one(), owner._masks[self._slot])
+        free = 0 if bits is None else ~bits
+        owner._masks[self._slot] = masks._replace(
+            rw=masks.rw & free, w1c=masks.w1c & free, wo=masks.wo & free
+        )
+
 
 class RegisterMap:
     """A block of registers: subclass it, with one ``Register`` per class attribute.
@@ -204,6 +217,7 @@ class RegisterMap:
         self._resets = [element.register.reset for element in self._by_slot]
         self._masks = list(self._declared_masks)
         self._values = list(self._resets)
+        self._unlocked: dict[int, Masks] = {}
         self._mirror: Callable[[int, int, int], None] | None = None
         self._on_read: dict[str, Callable[..., int]] = {}
         self._on_write: dict[str, Callable[..., None]] = {}
@@ -252,7 +266,12 @@ class RegisterMap:
     # The device's side
 
     def reset(self, *, keep_sticky: bool = False) -> None:
-        """Put every register to its reset value; sticky bits may be kept. Handlers do not run."""
+        """Put every register to its reset value; sticky bits may be kept. Handlers do not run.
+
+        What was locked is so no more.
+        """
+        for slot, masks in self._unlocked.items():
+            self._masks[slot] = masks
         if keep_sticky:
             self._values[:] = [
                 old & masks.sticky | reset & ~masks.sticky

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from vdcm import protocol
 from vdcm._native import ffi, lib
-from vdcm.errors import TransportError, VdcmError
+from vdcm.errors import DeferredError, TransportError, VdcmError
 from vdcm.protocol import Area, Command, Irq
 from vdcm.transport.memory import NOT_SHARED, GuestMemory, maps_privately
 from vdcm.transport.servable import IrqAction
@@ -42,6 +42,8 @@ SMALLEST_RAM: Final = 1 << 20
 
 def _failed(_kind: type, error: BaseException, traceback: TracebackType) -> int:
     """The one guard between C and Python: an exception becomes a log line and an errno."""
+    if isinstance(error, DeferredError):
+        return errno.EAGAIN  # an answer like any other, so there is nothing to say about it
     session: Session = ffi.from_handle(traceback.tb_frame.f_locals["owner"])
     if isinstance(error, VdcmError):
         session.complain(logging.ERROR, "%s", error)

@@ -1,0 +1,1 @@
+"""A software Data Streaming Accelerator (Intel DSA, specification 341204), composed from ADIs."""
