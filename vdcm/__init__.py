@@ -12,7 +12,6 @@ from vdcm.mailbox import (
     MailboxRequest,
     RequestType,
 )
-from vdcm.manager import serve
 from vdcm.parent import Parent
 from vdcm.pci import (
     Ats,
@@ -34,6 +33,7 @@ from vdcm.pci import (
 )
 from vdcm.properties import Property, PropertyError
 from vdcm.registers import Access, BoundRegister, Field, Register, RegisterMap
+from vdcm.serving import serve
 from vdcm.vdev import Vdev
 
 __all__ = [

@@ -6,6 +6,7 @@ VdcmError
 ├── MailboxError        a guest's request is refused; carries the code for it (vdcm.mailbox)
 ├── DeclarationError    a device model declares something impossible
 ├── DefinitionError     a definition file is wrong; carries file, line and column
+├── StoreError          a definition cannot be stored, or what is stored cannot be used
 ├── StateError          a call at the wrong time; names the state it was in and the one it needs
 ├── PrerequisiteError   the machine lacks something; names the command that provides it
 ├── TransportError      a socket or a client failed
@@ -36,6 +37,10 @@ class DefinitionError(VdcmError):
         self.file = Path(file)
         self.line = line
         self.column = column
+
+
+class StoreError(VdcmError):
+    """A definition cannot be stored, or what is stored cannot be used; names the file."""
 
 
 class StateError(VdcmError):
@@ -70,4 +75,11 @@ class DeferredError(VdcmError):
 
 
 class ControlError(VdcmError):
-    """A request over the control socket was refused."""
+    """A request over the control socket was refused, or could not be made.
+
+    ``code`` is the server's (docs/control.md), 0 if there was no answer.
+    """
+
+    def __init__(self, message: str, code: int = 0) -> None:
+        super().__init__(message)
+        self.code = code

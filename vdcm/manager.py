@@ -1,204 +1,441 @@
-"""The parents and VDEVs of this process: define, start and stop them, ask and set."""
+"""The parents and VDEVs of this process: define, start and stop them, ask and set.
+
+Defining a VDEV makes nothing of it: more may be defined than the parents have resources for.
+Starting composes it, which takes ADIs of its parents and may fail for want of them, and serves its
+socket; stopping gives everything back.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
-import signal
-import socket
-import stat
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
+from uuid import uuid4
 
-from vdcm.definition import Definition, choices, runtime_folder
-from vdcm.errors import StateError, TransportError, VdcmError
-from vdcm.parent import Parent, build, models, set_properties
+from vdcm.catalog import describe_types
+from vdcm.definition import (
+    Definition,
+    ParentDefinition,
+    VdevDefinition,
+    check_parents,
+    choices,
+    make_runtime_folder,
+    property_values,
+    runtime_folder,
+    type_properties,
+    vdev_from_json,
+)
+from vdcm.entry import Entry, Life, Origin, Sink
+from vdcm.errors import StateError, VdcmError
+from vdcm.parent import Parent, build, set_properties
 from vdcm.properties import PropertyError, properties_of
+from vdcm.store import Store
 from vdcm.transport import Transport
 from vdcm.vdev import Vdev
 
 log = logging.getLogger("vdcm.manager")
 
-Sink = Callable[[str], None]
-"""Gets the lines of a trace, on the event loop. It must not raise and must not block."""
-
-
-@dataclass
-class Entry:
-    """A VDEV of this process. ``type`` and ``parent`` are empty for one that a script has made."""
-
-    vdev: Vdev
-    socket: Path
-    type: str = ""
-    parent: str = ""
-    served: bool = False
-    sinks: list[Sink] = field(default_factory=list)
-
-    def summary(self) -> dict[str, Any]:
-        """JSON-able. ``state`` is ``defined`` or, while it is served, the VDEV's own."""
-        return {
-            "name": self.vdev.name,
-            "type": self.type,
-            "parent": self.parent,
-            "socket": str(self.socket),
-            "state": self.vdev.state.value if self.served else "defined",
-        }
-
 
 class Manager:
-    """Made anywhere; ``start`` and what follows it need the running asyncio event loop."""
+    """Made anywhere; ``start`` and what follows it need the running asyncio event loop.
 
-    def __init__(self) -> None:
+    ``store`` keeps what ``define`` defines; without one nothing can be defined for good. It is
+    closed with the manager.
+    """
+
+    def __init__(self, store: Store | None = None) -> None:
         self.parents: Final[dict[str, Parent]] = {}
+        """Those that are made already: an implicit one is when it is needed."""
         self.stopping: Final = asyncio.Event()
-        self._entries: dict[str, Entry] = {}
+        self._known: dict[str, ParentDefinition] = {}
+        self._file: Path | None = None
+        self._entries: dict[str, Entry] = {}  # by UUID, in the order in which they were defined
+        self._called: dict[str, Entry] = {}  # by UUID and by name
+        self._sockets: dict[str, Entry] = {}  # by real path
+        self._store = store
         self._transport: Transport | None = None
 
     # Define.
 
-    def define(self, definition: Definition) -> None:
-        """Create the parents and VDEVs of ``definition``, all or none.
+    def adopt(self, definition: Definition) -> None:
+        """Create the parents of ``definition`` and take in its VDEVs, all or none.
 
-        Raises VdcmError for a name that is taken, and for a model that fails to make one.
+        Raises VdcmError for a name that is taken, and for a parent that cannot be made.
         """
-        parents: dict[str, Parent] = {}
-        entries: dict[str, Entry] = {}
+        made: dict[str, Parent] = {}
+        taken: list[Entry] = []
         try:
             for one in definition.parents:
-                if one.name in self.parents:
+                if one.name in self._known:
                     raise VdcmError(f"there is a parent {one.name} already")
-                with _blame(f"parent {one.name} of model {one.model}"):
-                    parents[one.name] = build(one.factory, one.name, one.properties)
+                if not one.implicit:
+                    made[one.name] = _make_parent(one)
             for vdev in definition.vdevs:
-                self._check_free(vdev.name)
-                with _blame(f"VDEV {vdev.name} of type {vdev.type}"):
-                    made = parents[vdev.parent].create(vdev.type, vdev.name, vdev.properties)
-                entries[vdev.name] = Entry(made, vdev.socket, vdev.type, vdev.parent)
+                taken.append(self._register(Entry(vdev, Origin.FILE)))
         except BaseException:
-            for entry in entries.values():
-                entry.vdev.close()
+            for entry in taken:
+                self._forget(entry)
+            for parent in made.values():
+                _close(parent)
             raise
-        self.parents.update(parents)
-        self._entries.update(entries)
+        self._file = definition.file
+        self._known.update({one.name: one for one in definition.parents})
+        self.parents.update(made)
+
+    def recall(self) -> None:
+        """Take in what the store has. What cannot be used is logged, and costs nothing else.
+
+        Raises StoreError if the store as a whole cannot be used.
+        """
+
+        def take(stored: dict[str, Any]) -> None:
+            self._register(Entry(vdev_from_json(stored, self._known), Origin.STORED))
+
+        if self._store is not None:
+            for error in self._store.read(take):
+                log.error("%s", error)
+
+    def define(self, wanted: Sequence[Mapping[str, object]]) -> list[dict[str, Any]]:
+        """Define VDEVs (``vdev_from_json`` says how) and store them, all or none; their summaries.
+
+        Raises VdcmError for a definition that cannot be, or a UUID, name or socket that is taken,
+        StoreError if it cannot be stored.
+        """
+        if self._store is None:
+            raise VdcmError("this server has no state folder: it defines nothing for good")
+        made: list[Entry] = []
+        stored: list[str] = []
+        try:
+            for one in wanted:
+                entry = Entry(vdev_from_json(one, self._known), Origin.STORED)
+                made.append(self._register(entry))
+            for entry in made:
+                self._store.write(entry.definition.uuid, entry.definition.to_json(), new=True)
+                stored.append(entry.definition.uuid)
+        except BaseException:
+            for entry in made:
+                self._forget(entry)
+            for uuid in stored:
+                self._store.remove(uuid)
+            raise
+        return [entry.summary() for entry in made]
+
+    def undefine(self, name: str) -> None:
+        """Forget a definition. A VDEV that is started stays until it is stopped."""
+        entry = self._defined(name, "it goes when it is stopped")
+        entry.need("undefining", Life.DEFINED, Life.FAILED, Life.STARTED)
+        if self._store is not None:
+            self._store.remove(entry.definition.uuid)
+        if entry.life is Life.STARTED:
+            entry.origin = Origin.TRANSIENT
+        else:
+            self._forget(entry)
+
+    def modify(
+        self,
+        name: str,
+        *,
+        kind: str | None = None,
+        values: Mapping[str, object] | None = None,
+        delete: Sequence[str] = (),
+        auto: bool | None = None,
+    ) -> dict[str, Any]:
+        """Change a stored definition: its type, properties, whether it is started with the server.
+
+        ``delete``: properties that get their default again. What is started changes when it is
+        started next. The new summary. Raises PropertyError for a property or value that the type
+        does not have.
+        """
+        entry = self._defined(name, "vdcm set changes it")
+        old = entry.definition
+        changed = {**old.to_json(), "type": kind or old.type}
+        for key in delete:
+            if key not in old.properties:
+                raise PropertyError(
+                    f"{entry.name} has no property {key[:80]} set {choices(key, old.properties)}"
+                )
+        kept = {key: value for key, value in old.properties.items() if key not in delete}
+        changed["properties"] = {**kept, **(values or {})}
+        changed["auto"] = old.auto if auto is None else auto
+        self._redefine(entry, vdev_from_json(changed, self._known))
+        return entry.summary()
 
     def add(self, vdev: Vdev, path: Path) -> None:
         """Take in a VDEV that was made elsewhere; from now on it is closed with the manager."""
-        self._check_free(vdev.name)
-        self._entries[vdev.name] = Entry(vdev, path)
+        definition = VdevDefinition(str(uuid4()), vdev.name, "", (), path, auto=True)
+        self._register(Entry(definition, Origin.SCRIPT, vdev))
 
-    def _check_free(self, name: str) -> None:
-        if name in self._entries:
-            raise VdcmError(f"there is a VDEV {name} already")
+    def _register(self, entry: Entry) -> Entry:
+        definition = entry.definition
+        for called in (definition.uuid, definition.name):
+            if called in self._called:
+                raise VdcmError(f"there is a VDEV {called} already")
+        entry.real_path = os.path.realpath(definition.path)
+        if entry.real_path in self._sockets:
+            owner = self._sockets[entry.real_path].name
+            raise VdcmError(
+                f"{definition.name} would have the same socket as {owner}: {entry.real_path}"
+            )
+        self._entries[definition.uuid] = self._sockets[entry.real_path] = entry
+        self._called[definition.uuid] = self._called[definition.name] = entry
+        return entry
+
+    def _forget(self, entry: Entry) -> None:
+        definition = entry.definition
+        del self._entries[definition.uuid], self._sockets[entry.real_path]
+        for called in {definition.uuid, definition.name}:
+            del self._called[called]
+
+    def _defined(self, name: str, hint: str) -> Entry:
+        """The entry of a stored definition."""
+        entry = self.entry(name)
+        if entry.origin is Origin.FILE:
+            raise VdcmError(f"{entry.name} is defined in {self._file}: change that file")
+        if entry.origin is not Origin.STORED:
+            raise VdcmError(f"{entry.name} is {entry.origin.value}, it has no definition: {hint}")
+        return entry
+
+    def _redefine(self, entry: Entry, definition: VdevDefinition) -> None:
+        if entry.origin is Origin.STORED and self._store is not None:
+            self._store.write(definition.uuid, definition.to_json())
+        entry.definition = definition
 
     # Start and stop.
 
-    def start(self, name: str) -> None:
-        """Serve a VDEV on its socket. StateError if it is; TransportError if it cannot be."""
+    def start(self, name: str) -> dict[str, Any]:
+        """Compose a VDEV and serve it on its socket; its summary.
+
+        Raises StateError if it is started, VdcmError with the reason if it cannot be composed,
+        TransportError if the socket cannot be had. It is FAILED then, and holds nothing.
+        """
         entry = self.entry(name)
-        if entry.served:
-            raise StateError(f"{name} is being served already; starting needs it stopped")
-        if entry.socket.parent == runtime_folder():
+        self._start(entry)
+        return entry.summary()
+
+    def start_transient(self, wanted: Mapping[str, object]) -> dict[str, Any]:
+        """Define and start a VDEV that is gone when it is stopped, or if it cannot be started."""
+        entry = self._register(Entry(vdev_from_json(wanted, self._known), Origin.TRANSIENT))
+        try:
+            self._start(entry)
+        except BaseException:
+            self._forget(entry)
+            raise
+        return entry.summary()
+
+    async def start_all(self) -> None:
+        """Start those that are to be started with the server.
+
+        One of the file or of a script that cannot be is an error; of the others it is logged, and
+        shown as their reason.
+        """
+        for entry in tuple(self._entries.values()):
+            if self.stopping.is_set():
+                return
+            if entry.definition.auto and entry.life is Life.DEFINED:
+                try:
+                    self._start(entry)
+                except VdcmError as error:
+                    if entry.origin is not Origin.STORED:
+                        raise
+                    log.error("%s: cannot be started: %s", entry.name, error)
+                await asyncio.sleep(0)  # clients of those before it are served meanwhile
+
+    def _start(self, entry: Entry) -> None:
+        entry.need("starting", Life.DEFINED, Life.FAILED)
+        entry.life, entry.reason = Life.STARTING, ""
+        try:
+            if entry.vdev is None:
+                entry.vdev = self._compose(entry.definition)
+            entry.observe()
+            self._serve(entry.vdev, entry.definition.path)
+        except BaseException as error:
+            self._close_vdev(entry)
+            entry.life, entry.reason = Life.FAILED, str(error)
+            raise
+        entry.life = Life.STARTED
+
+    def _compose(self, definition: VdevDefinition) -> Vdev:
+        first, *spare = [self._parent(name) for name in definition.parents]
+        with _blame(f"VDEV {definition.name} of type {definition.type}"):
+            return first.create(definition.type, definition.name, definition.properties, spare)
+
+    def _serve(self, vdev: Vdev, path: Path) -> None:
+        if path.parent == runtime_folder():
             make_runtime_folder()
         if self._transport is None:
             self._transport = Transport()
-        self._transport.serve(entry.vdev, entry.socket)
-        entry.served = True
-
-    def start_all(self) -> None:
-        """Serve all that are not served yet."""
-        for name, entry in self._entries.items():
-            if not entry.served:
-                self.start(name)
+        self._transport.serve(vdev, path)
 
     def stop(self, name: str) -> None:
-        """Disconnect a VDEV's client and remove its socket. StateError if it is not served."""
+        """Disconnect a VDEV's client, remove its socket, give its resources back.
+
+        StateError if it is not started.
+        """
         entry = self.entry(name)
-        if not entry.served or self._transport is None:
-            raise StateError(f"{name} is not being served; stopping needs it started")
-        self._transport.withdraw(name)
-        entry.served = False
+        entry.need("stopping", Life.STARTED)
+        self._stop(entry)
+        if entry.origin is Origin.TRANSIENT:
+            self._forget(entry)
+
+    def _stop(self, entry: Entry) -> None:
+        entry.life = Life.STOPPING
+        if self._transport is not None:
+            self._transport.withdraw(entry.name)
+        self._close_vdev(entry)
+        entry.life = Life.DEFINED
+
+    def _close_vdev(self, entry: Entry) -> None:
+        """Give a VDEV back, but not one that we could not make again."""
+        vdev = entry.vdev
+        if vdev is None or entry.origin is Origin.SCRIPT:
+            return
+        entry.vdev = None
+        vdev.observer = None
+        _close(vdev)
 
     def close(self) -> None:
-        """Stop serving and close all VDEVs. Twice is harmless."""
+        """Stop and close all VDEVs. Twice is harmless."""
+        for entry in self._entries.values():
+            if entry.life is Life.STARTED:
+                self._stop(entry)
+            if entry.origin is Origin.SCRIPT:
+                entry.origin = Origin.TRANSIENT
+                self._close_vdev(entry)
         if self._transport is not None:
             self._transport.close()
             self._transport = None
-        for entry in self._entries.values():
-            entry.served = False
-            entry.vdev.observer = None
-            try:
-                entry.vdev.close()
-            except Exception:  # a model's own mistake must not keep the others open
-                log.exception("%s: the device model failed to close", entry.vdev.name)
-        self._entries.clear()
-        self.parents.clear()
+        for parent in self.parents.values():
+            _close(parent)
+        for names in (self._entries, self._called, self._sockets, self.parents, self._known):
+            names.clear()
+        if self._store is not None:
+            self._store.close()
 
     # Ask and set.
 
     def entry(self, name: str) -> Entry:
-        """VdcmError, naming those there are, if there is no VDEV ``name``."""
-        try:
-            return self._entries[name]
-        except KeyError:
-            known = choices(name, self._entries)
-            raise VdcmError(f"there is no VDEV {name[:80]} {known}") from None
+        """The VDEV of that name or UUID; VdcmError, naming those there are, if there is none."""
+        found = self._called.get(name) or self._called.get(name.lower())
+        if found is None:
+            known = choices(name, (entry.name for entry in self._entries.values()))
+            raise VdcmError(f"there is no VDEV {name[:80]} {known}")
+        return found
 
-    def summaries(self) -> list[dict[str, Any]]:
-        """A summary of each VDEV, in the order in which they were defined."""
-        return [entry.summary() for entry in self._entries.values()]
+    def summaries(self, *, defined: bool = False) -> list[dict[str, Any]]:
+        """A summary of each VDEV, or of those that are ``defined`` for good, in that order."""
+        lasting = (Origin.FILE, Origin.STORED)
+        return [
+            entry.summary()
+            for entry in self._entries.values()
+            if not defined or entry.origin in lasting
+        ]
 
     def show(self, name: str) -> dict[str, Any]:
-        """All there is to know of a VDEV, JSON-able: its summary and ``Vdev.describe()``."""
+        """All there is to know of a VDEV, JSON-able: its summary and, while it is started,
+        ``Vdev.describe()``."""
         entry = self.entry(name)
-        return {**entry.summary(), **entry.vdev.describe(), **entry.summary()}
+        summary = entry.summary()
+        described = entry.vdev.describe() if entry.vdev is not None else {}
+        values = described.get("properties") or {
+            **{key: one.default for key, one in self._properties(entry).items()},
+            **entry.definition.properties,
+        }
+        return {**summary, **described, **summary, "properties": values}
 
-    def set(self, name: str, values: Mapping[str, object]) -> None:
-        """Set properties of a VDEV, all or none; text is read as on a command line.
+    def set(self, name: str, values: Mapping[str, object]) -> dict[str, Any]:
+        """Set properties of a VDEV, all or none; text is read as on a command line. The values.
 
-        Raises PropertyError for an unknown property or a wrong value, StateError for one that
-        cannot be set while the VDEV is served.
+        Of a VDEV that is started its own change, else those of its definition. Raises PropertyError
+        for an unknown property or a wrong value, StateError for one that needs it stopped.
         """
         entry = self.entry(name)
-        known = properties_of(type(entry.vdev))
-        parsed: dict[str, object] = {}
-        for key, value in values.items():
-            if key not in known:
-                raise PropertyError(f"{name} has no property {key[:80]} {choices(key, known)}")
-            if entry.served and not known[key].live:
-                raise StateError(
-                    f"{name} is being served; setting {key} needs it stopped: "
-                    "set it in the definition file"
-                )
-            parsed[key] = known[key].parse(value) if isinstance(value, str) else value
+        known = self._properties(entry)
+        parsed = property_values(known, values, entry.name)
+        if entry.life is Life.STARTED:
+            for key in parsed:
+                if not known[key].live:
+                    raise StateError(f"{entry.name} is started; setting {key} needs it stopped")
+        if entry.vdev is not None:
+            with _blame(entry.name):
+                set_properties(entry.vdev, parsed)
+        else:
+            merged = {**entry.definition.properties, **parsed}
+            self._redefine(entry, replace(entry.definition, properties=merged))
+        return parsed
+
+    def _properties(self, entry: Entry) -> Mapping[str, Any]:
+        if entry.vdev is not None:
+            return properties_of(type(entry.vdev))
+        definition = entry.definition
+        return type_properties(self._known[definition.parents[0]], definition.type)
+
+    def reset(self, name: str) -> None:
+        """Reset the function, as the guest could; StateError if it is not started."""
+        vdev = self.entry(name).running("resetting")
         with _blame(name):
-            set_properties(entry.vdev, parsed)
+            vdev.reset()
 
     def listen(self, name: str, sink: Sink) -> Callable[[], None]:
         """Give ``sink`` a line for each access, interrupt, reset and DMA map; returns what ends it.
 
-        Many may listen to one VDEV. A VDEV that nobody listens to pays nothing.
+        Many may listen to one VDEV, also before it is started.
         """
         entry = self.entry(name)
-
-        def tell(line: str) -> None:
-            for each in tuple(entry.sinks):
-                each(line)
 
         def end() -> None:
             if sink in entry.sinks:
                 entry.sinks.remove(sink)
-            if not entry.sinks:
-                entry.vdev.observer = None
+            entry.observe()
 
-        if not entry.sinks:
-            entry.vdev.observer = tell
         entry.sinks.append(sink)
+        entry.observe()
         return end
+
+    # Parents.
+
+    def _parent(self, name: str) -> Parent:
+        """A parent, made if it has not been needed yet."""
+        if name not in self.parents:
+            self.parents[name] = _make_parent(self._known[name])
+        return self.parents[name]
+
+    def describe_parents(self) -> list[dict[str, Any]]:
+        """The parents by name, JSON-able: model, types, and the properties that are set."""
+        return [
+            {
+                "name": one.name,
+                "model": one.model,
+                "types": sorted(one.factory.types),
+                "properties": dict(one.properties),
+            }
+            for one in sorted(self._known.values(), key=lambda one: one.name)
+        ]
+
+    def describe_types(self, parent: str | None = None) -> list[dict[str, Any]]:
+        """``catalog.describe_types`` of all parents, or of one, with ``available``: how many more
+        VDEVs of the type could be started now; None: no limit."""
+        names = check_parents([parent], self._known) if parent is not None else self._known
+        found = describe_types(self._known[name] for name in names)
+        for one in found:
+            one["available"] = self._parent(one["parent"]).available(one["type"])
+        return found
+
+
+def _close(what: Vdev | Parent) -> None:
+    try:
+        what.close()
+    except Exception:  # a model's own mistake must not keep the others open
+        log.exception("%s: the device model failed to close", what.name)
+
+
+def _make_parent(definition: ParentDefinition) -> Parent:
+    with _blame(f"parent {definition.name} of model {definition.model}"):
+        return build(definition.factory, definition.name, definition.properties)
 
 
 @contextmanager
@@ -212,134 +449,3 @@ def _blame(whom: str) -> Iterator[None]:
         raise VdcmError(
             f"{whom}: the device model failed: {type(error).__name__}: {error}"
         ) from error
-
-
-def describe_types(installed: Mapping[str, type[Parent]] | None = None) -> list[dict[str, Any]]:
-    """All types of the ``installed`` models (default: ``models()``), JSON-able, sorted by name."""
-    found = [
-        {
-            "type": name,
-            "model": model,
-            "doc": (vdev.__doc__ or "").strip().partition("\n")[0],
-            "properties": [
-                {
-                    "name": key,
-                    "kind": type(one.default).__name__,
-                    "default": one.default,
-                    "minimum": one.minimum if type(one.default) is int else None,
-                    "maximum": one.maximum,
-                    "live": one.live,
-                    "doc": one.doc,
-                }
-                for key, one in properties_of(vdev).items()
-            ],
-        }
-        for model, parent in (models() if installed is None else installed).items()
-        for name in parent.types
-        for vdev in [parent.vdev_model(name)]
-    ]
-    return sorted(found, key=lambda each: (each["type"], each["model"]))
-
-
-def make_runtime_folder() -> Path:
-    """Create ``runtime_folder()`` with mode 0700.
-
-    Raises TransportError if it cannot be, or is there and not ours alone: whoever can write to the
-    folder could put a socket of theirs in the place of ours.
-    """
-    folder = runtime_folder()
-    try:
-        with suppress(FileExistsError):
-            folder.mkdir(mode=0o700)
-        found = folder.lstat()
-    except OSError as error:
-        raise TransportError(
-            f"{folder}: cannot be created: {error.strerror}; set XDG_RUNTIME_DIR to a folder of "
-            "yours, or give each VDEV a socket: in the definition file"
-        ) from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        raise TransportError(
-            f"{folder} is not a folder that only we can write to: remove it, or set "
-            "XDG_RUNTIME_DIR to a folder of yours"
-        )
-    return folder
-
-
-def notify(state: str) -> None:
-    """Tell the service manager, if one has started us and asks for it (sd_notify(3))."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address.startswith(("/", "@")):
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]  # an abstract socket
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-        try:
-            channel.sendto(state.encode(), address)
-        except OSError as error:
-            log.warning("cannot notify the service manager: %s", error.strerror)
-
-
-async def serve_until_stopped(manager: Manager, ready: Callable[[], None] = lambda: None) -> int:
-    """Serve all VDEVs of ``manager``, call ``ready``, and return the exit code 0 when told to stop.
-
-    SIGTERM, SIGINT and ``manager.stopping`` stop it; all VDEVs are closed then, as they are when
-    one cannot be served. A second signal has its default effect.
-    """
-    loop = asyncio.get_running_loop()
-    signals = (signal.SIGTERM, signal.SIGINT)
-    for number in signals:
-        loop.add_signal_handler(number, manager.stopping.set)
-    try:
-        manager.start_all()
-        ready()
-        notify("READY=1")
-        await manager.stopping.wait()
-        notify("STOPPING=1")
-        log.info("stopping")
-        return 0
-    finally:
-        for number in signals:
-            loop.remove_signal_handler(number)
-        manager.close()
-
-
-def serve(*vdevs: Vdev, path: Path | str | None = None, folder: Path | str | None = None) -> int:
-    """Serve VDEVs from a script until SIGINT or SIGTERM; 0 then.
-
-        serve(Blink("blink0"), path="/tmp/blink0.sock")
-
-    ``path`` is the socket of a single VDEV. Otherwise each gets ``folder/NAME.sock``, by default in
-    the runtime folder. Raises TransportError for a socket that cannot be had, VdcmError for a
-    ``path`` with several VDEVs. Log lines go to stderr unless logging is configured already.
-    """
-    if not vdevs or (path is not None and len(vdevs) > 1):
-        raise VdcmError("serve() takes one VDEV and its path, or some VDEVs and their folder")
-    if not logging.getLogger().handlers:
-        log_to_stderr()
-
-    async def run() -> int:
-        manager = Manager()
-        for vdev in vdevs:
-            place = Path(folder) if folder is not None else runtime_folder()
-            manager.add(vdev, Path(path) if path is not None else place / f"{vdev.name}.sock")
-        return await serve_until_stopped(manager)
-
-    return asyncio.run(run())
-
-
-class _Format(logging.Formatter):
-    """``HH:MM:SS level name: text``."""
-
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(level)s %(name)s: %(message)s", "%H:%M:%S")
-
-    def format(self, record: logging.LogRecord) -> str:
-        record.level = record.levelname.lower()
-        return super().format(record)
-
-
-def log_to_stderr(level: int | str = logging.INFO) -> None:
-    """Send all log lines from ``level`` on to stderr."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Format())
-    logging.basicConfig(level=level, handlers=[handler], force=True)

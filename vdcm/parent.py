@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from typing import Any, ClassVar, Final, TypeVar
 
 from vdcm.errors import DeclarationError, VdcmError
-from vdcm.properties import PropertyError, properties_of
+from vdcm.properties import Configurable, PropertyError, properties_of
 from vdcm.vdev import Vdev
 
 GROUP: Final = "vdcm.devices"
@@ -32,7 +32,7 @@ class VdevType:
     doc: str = ""
 
 
-class Parent:
+class Parent(Configurable):
     """One parent device. ``types`` names the kinds of VDEV that it composes.
 
     A parent's own properties are class attributes (``Property``), as a VDEV's are; ``build`` makes

@@ -11,9 +11,14 @@ One declaration gives the key in the definition file, its check, ``vdcm set`` an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Generic, Self, TypeVar, overload
+from typing import Any, Final, Generic, Self, TypeVar, overload
 
-from vdcm.errors import VdcmError
+from vdcm.errors import DeclarationError, VdcmError
+
+RESERVED: Final = frozenset(
+    {"auto", "model", "name", "parent", "parents", "socket", "type", "uuid"}
+)
+"""Keys that stand beside the properties in a definition: none can be called so."""
 
 Value = TypeVar("Value", int, str, bool)
 
@@ -69,7 +74,8 @@ class Property(Generic[Value]):
         """Raise PropertyError unless ``value`` could be set."""
         kind = type(self.default)
         if type(value) is not kind:
-            raise PropertyError(f"{self.name} takes {_WORDS[kind]}, not {_short(repr(value))}")
+            found = "nothing" if value is None else _short(repr(value))
+            raise PropertyError(f"{self.name} takes {_WORDS[kind]}, not {found}")
         if type(value) is not int:
             return
         if value < self.minimum or (self.maximum is not None and value > self.maximum):
@@ -98,6 +104,18 @@ def _short(text: str) -> str:
 
 
 _WORDS = {int: "a whole number", str: "text", bool: "true or false"}
+
+
+class Configurable:
+    """A class with properties. DeclarationError when one is made whose name is not free."""
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        for name in sorted(RESERVED.intersection(properties_of(cls))):
+            raise DeclarationError(
+                f"{cls.__name__}: a property cannot be called {name}, which a definition says of "
+                "every VDEV or parent: choose another name"
+            )
 
 
 def properties_of(owner: type) -> Mapping[str, Property[Any]]:

@@ -32,6 +32,20 @@ def device(path: Path) -> str:
     return json.dumps(option, separators=(",", ":"), ensure_ascii=False)
 
 
+def device_add(path: Path, bus: str) -> str:
+    """The QMP command that plugs the VDEV behind a socket into ``bus``, a root port.
+
+    Its id, by which ``device_del`` takes it out, is ``vdev-`` and the name of the socket's file.
+    """
+    arguments = {
+        "driver": "vfio-user-pci",
+        "id": "vdev-" + re.sub(r"[^A-Za-z0-9._-]", "-", path.stem),
+        "bus": bus,
+        "socket": {"path": str(path), "type": "unix"},
+    }
+    return json.dumps({"execute": "device_add", "arguments": arguments}, ensure_ascii=False)
+
+
 def arguments(sockets: Sequence[Path], memory: str = "1G") -> list[str]:
     """The argument vector: machine and shared memory of size ``memory``, one -device per socket."""
     size = check_memory(memory)

@@ -37,7 +37,7 @@ from vdcm.pci import (
     PciExpress,
     PowerManagement,
 )
-from vdcm.properties import properties_of
+from vdcm.properties import Configurable, properties_of
 from vdcm.protocol import Irq, Region
 from vdcm.registers import AccessRecord
 from vdcm.transport import IrqAction, RegionDescription, Session
@@ -53,7 +53,7 @@ class VdevState(Enum):
     CLOSED = "closed"
 
 
-class Vdev:
+class Vdev(Configurable):
     """One virtual device. ``name`` is unique in the process and appears in every message.
 
     ``bars``: at most six, each index once. ``capabilities``: beyond the PCI Express and power

@@ -86,10 +86,11 @@ class Server:
             "PYTHONPATH": f"{self.folder / 'site'}:{ROOT}",
             "PYTHONUNBUFFERED": "1",
         }
+        serve = self.command("serve", "--trace", "--state", str(self.folder / "state"))
         with self.log_file.open("a") as log:
             self._process = subprocess.Popen(
                 # A run that is killed must not leave servers behind.
-                ["setpriv", "--pdeathsig", "KILL", "--", *self.command("serve", "--trace")],
+                ["setpriv", "--pdeathsig", "KILL", "--", *serve],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,

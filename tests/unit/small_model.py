@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Final
 
 from vdcm.bars import Bar
-from vdcm.parent import Parent
+from vdcm.errors import VdcmError
+from vdcm.parent import Parent, VdevType
 from vdcm.pci import Identity
 from vdcm.properties import Property
 from vdcm.registers import Register, RegisterMap
-from vdcm.vdev import Vdev
+from vdcm.vdev import Vdev, VdevState
 
 
 class LampRegisters(RegisterMap):
@@ -57,8 +59,54 @@ class House(Parent):
     storeys = Property(1, minimum=1, maximum=9)
 
 
+class Socket:
+    """Where one lamp can be plugged in."""
+
+    def __init__(self, street: Street) -> None:
+        street.used += 1
+        self.street = street
+
+    def release(self) -> None:
+        self.street.used -= 1
+
+
+class PluggedLamp(Lamp):
+    """A lamp that needs a socket of a street."""
+
+    def __init__(self, name: str, drivers: Sequence[Street] = ()) -> None:
+        free = [street for street in drivers if street.used < street.sockets]
+        if not free:
+            raise VdcmError(f"{name}: no socket is free: stop another lamp")
+        super().__init__(name)
+        self.socket = Socket(free[0])
+
+    def close(self) -> None:
+        if self.state is not VdevState.CLOSED:
+            self.socket.release()
+        super().close()
+
+
 class Street(Parent):
-    types: ClassVar = {"lamp": Lamp, "street-lamp": Lamp}
+    """A parent whose resources run out: its own host driver, in a way."""
+
+    types: ClassVar = {
+        "lamp": Lamp,
+        "street-lamp": Lamp,
+        "plugged-lamp": VdevType(PluggedLamp, adis={"socket": 1}, doc="A lamp on a wire."),
+    }
+
+    sockets = Property(2, maximum=9)
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.used = 0
+        self.driver = self
+
+    def available(self, type_name: str) -> int | None:
+        return self.sockets - self.used if type_name == "plugged-lamp" else None
+
+    def close(self) -> None:
+        assert self.used == 0, f"{self.used} lamps are still plugged in"
 
 
 HOUSE: Final[dict[str, type[Parent]]] = {"house": House}

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,15 @@ from typing import Any
 import pytest
 from small_model import HOUSE
 
-from vdcm import cli, definition, manager
+from vdcm import cli, serving
+from vdcm.cli import asking, attaching, common
+from vdcm.cli import serving as cli_serving
 from vdcm.control import ControlServer
+from vdcm.definition import file as definition_file
 from vdcm.definition import load
 from vdcm.doctor import Check, Status
 from vdcm.manager import Manager
+from vdcm.store import Store
 
 DEADLINE = 10.0
 FILE = """\
@@ -45,12 +50,17 @@ Run = Callable[..., Done]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[Run]:
     """``run("list", "--json")``: the command, in this process."""
-    monkeypatch.setattr(definition, "models", lambda: HOUSE)
-    monkeypatch.setattr(manager, "models", lambda: HOUSE)
+    for module in (definition_file, asking, cli_serving):
+        monkeypatch.setattr(module, "models", lambda: HOUSE)
     monkeypatch.setattr(cli, "_debug", False)
     monkeypatch.delenv("VDCM_CONTROL", raising=False)
+    for folder in ("XDG_RUNTIME_DIR", "XDG_STATE_HOME"):  # nothing of a server of ours
+        (tmp_path / folder).mkdir()
+        monkeypatch.setenv(folder, str(tmp_path / folder))
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
 
@@ -75,19 +85,20 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def server(file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
+def server(run: Run, file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
     """A server of ``file``, and VDCM_CONTROL set to its socket."""
+    del run  # which clears that variable, and so comes first
     made: list[Any] = []
     ready = threading.Event()
 
     async def serve() -> None:
-        vdevs = Manager()
+        vdevs = Manager(Store(file.parent / "state"))
         found = load(file, HOUSE)
-        vdevs.define(found)
+        vdevs.adopt(found)
         made.extend([vdevs, asyncio.get_running_loop()])
         try:
             async with ControlServer(vdevs, found.control):
-                vdevs.start_all()
+                await vdevs.start_all()
                 ready.set()
                 await vdevs.stopping.wait()
         finally:
@@ -98,14 +109,18 @@ def server(file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
     assert ready.wait(DEADLINE)
     monkeypatch.setenv("VDCM_CONTROL", str(file.parent / "c.sock"))
     yield made[0]
-    made[1].call_soon_threadsafe(made[0].stopping.set)
+    with suppress(RuntimeError):  # the test has stopped it
+        made[1].call_soon_threadsafe(made[0].stopping.set)
     thread.join(DEADLINE)
 
 
 # Help and usage
 
 
-VERBS = ("serve", "list", "show", "set", "trace", "types", "qemu-args", "doctor")
+VERBS = (
+    *("serve", "types", "define", "undefine", "modify", "start", "stop", "list", "show", "set"),
+    *("reset", "trace", "qemu-args", "doctor", "shutdown"),
+)
 
 
 def test_help_names_every_verb(run: Run) -> None:
@@ -132,6 +147,13 @@ def test_version(run: Run) -> None:
         ["no-such-verb"],
         ["list", "--no-such-option"],
         ["show"],
+        ["show", "lamp0", "--uuid", "x"],
+        ["stop"],
+        ["define"],
+        ["define", "--type", "lamp", "--set", "level"],
+        ["define", "--type", "lamp", "--jsonfile", "x.json"],
+        ["define", "--jsonfile", "/nonexistent.json"],
+        ["modify", "lamp0"],
         ["set", "lamp0", "level"],
         ["set", "lamp0", "=3"],
         ["set", "lamp0", "level=1", "level=2"],
@@ -202,16 +224,16 @@ def test_list(run: Run, server: Manager, tmp_path: Path) -> None:
     done = run("list")
     assert done.code == 0
     assert [line.split() for line in done.out.splitlines()] == [
-        ["NAME", "TYPE", "PARENT", "STATE", "SOCKET"],
-        ["lamp0", "lamp", "house", "ready", str(tmp_path / "lamp0.sock")],
-        ["lamp1", "lamp", "house", "ready", str(tmp_path / "lamp1.sock")],
+        ["NAME", "TYPE", "PARENT", "STATE", "START", "ORIGIN", "SOCKET"],
+        ["lamp0", "lamp", "house", "ready", "auto", "file", str(tmp_path / "lamp0.sock")],
+        ["lamp1", "lamp", "house", "ready", "auto", "file", str(tmp_path / "lamp1.sock")],
     ]
     assert json.loads(run("list", "--json").out) == server.summaries()
 
 
 def test_show(run: Run, server: Manager) -> None:
     lines = run("show", "lamp0").out.splitlines()
-    assert lines[0] == "name: lamp0"
+    assert "name: lamp0" in lines
     assert "  level: 0x3" in lines
     assert "  lit: false" in lines
     assert json.loads(run("show", "lamp0", "--json").out) == server.show("lamp0")
@@ -232,7 +254,12 @@ def test_set(run: Run, server: Manager) -> None:
     ("words", "said"),
     [
         (["set", "lamp0", "level=1", "lit=2"], "lit takes true or false, not '2'"),
-        (["set", "lamp0", "wiring=2"], "lamp0 is being served"),
+        (["set", "lamp0", "wiring=2"], "lamp0 is started; setting wiring needs it stopped"),
+        (["start", "lamp0"], "lamp0 is started; starting needs it defined or failed"),
+        (["undefine", "lamp0"], "lamp0 is defined in "),
+        (["start", "--type", "lamb"], "unknown type lamb"),
+        (["define", "--type", "lamp", "--name", "lamp1"], "there is a VDEV lamp1 already"),
+        (["types", "--parent", "home"], "unknown parent home"),
         (["set", "lamp2", "level=1"], "there is no VDEV lamp2"),
         (["show", "lamp2"], "there is no VDEV lamp2 (did you mean lamp"),
         (["trace", "lamp2"], "there is no VDEV lamp2"),
@@ -245,8 +272,66 @@ def test_refusals(run: Run, server: Manager, words: list[str], said: str) -> Non
     assert server.show("lamp0")["properties"]["level"] == 3
 
 
+def test_a_life(run: Run, server: Manager, tmp_path: Path) -> None:
+    options = ["--type", "lamp", "--parent", "house", "--socket", tmp_path / "a.sock"]
+    done = run("define", *options, "--name", "a", "--set", "level=0x10", "--auto")
+    uuid = done.out.strip()
+    assert done.code == 0
+    assert server.entry(uuid).name == "a"
+    assert server.entry("a").definition.auto
+    done = run("start", "a")
+    assert done.out == f"{uuid} {tmp_path}/a.sock\n"
+    assert (tmp_path / "a.sock").is_socket()
+    assert run("reset", "--uuid", uuid).code == 0
+    assert "  resets: 1" in run("show", "a").out.splitlines()
+    assert run("stop", "--uuid", uuid).code == 0
+    done = run("modify", "a", "--manual", "--set", "label=x", "--delete", "level", "--json")
+    changed = json.loads(done.out)
+    assert (changed["auto"], changed["properties"]) == (False, {"label": "x"})
+    assert run("modify", "a", "-a", "-t", "lamp").out == ""
+    assert server.entry("a").definition.auto
+    lines = [line.split() for line in run("list", "--defined").out.splitlines()]
+    assert lines[3] == ["a", "lamp", "house", "defined", "auto", "stored", f"{tmp_path}/a.sock"]
+    assert run("undefine", "a").code == 0
+    assert len(server.summaries()) == 2
+
+
+def test_transient(run: Run, server: Manager, tmp_path: Path) -> None:
+    uuid = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001"
+    options = ["--type", "lamp", "-u", uuid, "--socket", tmp_path / "a.sock"]
+    assert run("start", *options).out == f"{uuid} {tmp_path}/a.sock\n"
+    assert server.entry(uuid).origin.value == "transient"
+    for wrong in (["start", "--name", "b"], ["start", "b", "--type", "lamp"]):
+        assert run(*wrong).code == 2
+    assert run("stop", uuid).code == 0
+    assert len(server.summaries()) == 2
+
+
+@pytest.mark.parametrize("place", ["x.json", "-"])
+def test_list_feeds_define(
+    run: Run, server: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    run("define", "--type", "lamp", "--name", "a", "--socket", tmp_path / "a.sock")
+    before = server.summaries()[2]
+    text = run("list", "--json").out
+    run("undefine", "a")
+    path = tmp_path / place
+    path.write_text(json.dumps(json.loads(text)[2:]))
+    monkeypatch.chdir(tmp_path)
+    with path.open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        done = run("define", "--jsonfile", place, "--json")
+    assert json.loads(done.out) == [before] == server.summaries()[2:]
+
+
+def test_shutdown(run: Run, server: Manager) -> None:
+    assert run("shutdown").code == 0
+    assert server.stopping.is_set()
+
+
 def test_trace_ends_when_the_server_does(run: Run, server: Manager) -> None:
     vdev = server.entry("lamp0").vdev
+    assert vdev is not None
     loop: asyncio.AbstractEventLoop = server._transport._loop  # type: ignore[union-attr]
 
     def touch() -> None:
@@ -281,7 +366,7 @@ def test_trace_prints_lines_and_what_was_dropped(
             yield {"name": name, "time": 1.5, "line": "reset", "dropped": 7}
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "ControlClient", Client)
+    monkeypatch.setattr(common, "ControlClient", Client)
     done = run("trace", "lamp0", "--control", tmp_path / "c.sock")
     first, dropped, second = done.out.splitlines()
     assert done.code == 0
@@ -297,8 +382,8 @@ def test_types(run: Run) -> None:
     done = run("types")
     lines = [" ".join(line.split()) for line in done.out.splitlines()]
     assert done.code == 0
-    assert lines[0] == "TYPE MODEL WHAT IT IS"
-    assert "lamp house A lamp." in lines
+    assert lines[0] == "TYPE PARENT AVAILABLE WHAT IT IS"
+    assert "lamp house ? A lamp." in lines
     assert "lamp level 0x0 to 0xff (default 0x0) yes How bright it is." in lines
     assert "lamp label text (default '') yes What it says." in lines
     assert "lamp lit true, false (default false) yes" in lines
@@ -326,6 +411,24 @@ def test_qemu_args(run: Run, file: Path, tmp_path: Path) -> None:
     assert "lamp0 is here twice" in twice.err
 
 
+@pytest.mark.usefixtures("server")
+def test_qemu_args_of_a_server(run: Run, tmp_path: Path) -> None:
+    every = json.loads(run("qemu-args", "lamp1", "lamp0", "--json").out)
+    paths = [json.loads(value)["socket"]["path"] for value in every[7::2]]
+    assert paths == [str(tmp_path / "lamp1.sock"), str(tmp_path / "lamp0.sock")]
+    command = json.loads(run("qemu-args", "lamp1", "--qmp", "rp1").out)
+    assert command == {
+        "execute": "device_add",
+        "arguments": {
+            "driver": "vfio-user-pci",
+            "id": "vdev-lamp1",
+            "bus": "rp1",
+            "socket": {"type": "unix", "path": str(tmp_path / "lamp1.sock")},
+        },
+    }
+    assert "there is no VDEV lamp7" in run("qemu-args", "lamp7").err
+
+
 def test_qemu_args_of_a_socket(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     every = json.loads(run("qemu-args", "x.sock", "--json").out)
@@ -335,7 +438,7 @@ def test_qemu_args_of_a_socket(run: Run, tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(("status", "code"), [("ok", 0), ("warn", 0), ("fail", 1)])
 def test_doctor(run: Run, monkeypatch: pytest.MonkeyPatch, status: str, code: int) -> None:
     checks = [Check("qemu", Status.OK, "11.1"), Check("a b", Status(status), "so so", "do this")]
-    monkeypatch.setattr(cli.machine, "examine", lambda: checks)
+    monkeypatch.setattr(attaching.machine, "examine", lambda: checks)
     done = run("doctor")
     assert done.code == code
     assert done.out.splitlines() == [
@@ -366,31 +469,63 @@ def test_serve(run: Run, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
             }
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(manager, "notify", notify)
+    monkeypatch.setattr(serving, "notify", notify)
     done = run("serve", file)
     assert done.code == 0
     assert [line.split() for line in done.out.splitlines()] == [
-        ["VDEV", "TYPE", "SOCKET"],
-        ["lamp0", "lamp", str(tmp_path / "lamp0.sock")],
-        ["lamp1", "lamp", str(tmp_path / "lamp1.sock")],
+        ["VDEV", "TYPE", "STATE", "SOCKET"],
+        ["lamp0", "lamp", "ready", str(tmp_path / "lamp0.sock")],
+        ["lamp1", "lamp", "ready", str(tmp_path / "lamp1.sock")],
         ["attach", "them", "to", "QEMU:", "vdcm", "qemu-args", str(file)],
     ]
     assert list(tmp_path.glob("*.sock")) == []
-    assert " info vdcm.manager: stopping" in done.err
+    assert " info vdcm.serving: stopping" in done.err
 
 
 def test_serve_with_trace_logs_it_whatever_the_level(
     run: Run, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def until_stopped(vdevs: Manager, _ready: object) -> int:
+        vdevs.start("lamp1")
         vdevs.set("lamp1", {"level": 9})
         return 0
 
-    monkeypatch.setattr(cli, "serve_until_stopped", until_stopped)
+    monkeypatch.setattr(cli_serving, "serve_until_stopped", until_stopped)
     done = run("serve", file, "--trace", "--log-level", "error")
     assert done.code == 0
-    assert done.err.endswith(" info vdcm.trace.lamp1: level 0x9\n")
-    assert "level" not in run("serve", file, "--log-level", "debug").err
+    assert " info vdcm.trace.lamp1: level 0x9\n" in done.err
+    assert "0x9" not in run("serve", file, "--log-level", "debug").err
+
+
+def test_serve_without_a_file(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Definitions survive, and those that are to be started are."""
+    seen: list[list[dict[str, Any]]] = []
+
+    async def until_stopped(vdevs: Manager, ready: Callable[[], None]) -> int:
+        if not vdevs.summaries():
+            vdevs.define([{"type": "lamp", "name": n, "auto": n == "a"} for n in ("a", "b")])
+        await vdevs.start_all()
+        ready()
+        seen.append(vdevs.summaries())
+        return 0
+
+    monkeypatch.setattr(cli_serving, "serve_until_stopped", until_stopped)
+    state = tmp_path / "elsewhere" / "state"
+    assert run("serve", "--state", state).code == 0
+    done = run("serve", "--state", state, "--control", tmp_path / "c.sock")
+    assert done.code == 0
+    assert done.out.splitlines()[-1] == "attach them to QEMU: vdcm qemu-args NAME"
+    assert {one["name"]: one["state"] for one in seen[1]} == {"a": "ready", "b": "defined"}
+    assert len(list(state.iterdir())) == 2
+
+
+def test_a_second_server_of_a_state_folder_is_refused(
+    run: Run, server: Manager, tmp_path: Path
+) -> None:
+    server.define([{"type": "lamp", "socket": str(tmp_path / "a.sock")}])
+    done = run("serve", "--state", tmp_path / "state", "--control", tmp_path / "d.sock")
+    assert (done.code, done.out) == (1, "")
+    assert "belongs to another server" in done.err.splitlines()[-1]
 
 
 def test_a_second_server_is_refused(run: Run, server: Manager, file: Path, tmp_path: Path) -> None:
@@ -404,7 +539,7 @@ def test_a_second_server_is_refused(run: Run, server: Manager, file: Path, tmp_p
 def test_a_terminal_gets_the_same_cells(
     run: Run, server: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli.sys.stdout.__class__, "isatty", lambda _: True, raising=False)
+    monkeypatch.setattr(sys.stdout.__class__, "isatty", lambda _: True, raising=False)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("TERM", "xterm")
     text = re.sub(r"\x1b\[[0-9;]*m", "", run("list").out)

@@ -7,6 +7,9 @@ import json
 import os
 import socket
 import stat
+import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,17 +18,22 @@ from typing import Any
 import pytest
 from small_model import HOUSE
 
-from vdcm import control as module
-from vdcm.control import ControlClient, ControlServer
+from vdcm.control import ControlClient, ControlServer, methods
+from vdcm.control import client as client_module
+from vdcm.control import server as module
 from vdcm.definition import load
 from vdcm.errors import ControlError, TransportError
 from vdcm.manager import Manager
+from vdcm.store import Store
 
 DEADLINE = 10.0
 
 
 class Server:
-    """A manager with two lamps, and its control socket, on a loop of their own in a thread."""
+    """A manager with two lamps, and its control socket, on a loop of their own in a thread.
+
+    It keeps definitions in ``folder/state``.
+    """
 
     def __init__(self, folder: Path) -> None:
         file = folder / "d.yaml"
@@ -44,11 +52,11 @@ class Server:
 
     async def _run(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self.manager = Manager()
-        self.manager.define(self.definition)
+        self.manager = Manager(Store(self.path.parent / "state"))
+        self.manager.adopt(self.definition)
         try:
             async with ControlServer(self.manager, self.path) as self.control:
-                self.manager.start_all()
+                await self.manager.start_all()
                 self._ready.set()
                 await self.manager.stopping.wait()
         finally:
@@ -83,6 +91,12 @@ def server(tmp_path: Path) -> Iterator[Server]:
 def client(server: Server) -> Iterator[ControlClient]:
     with ControlClient(server.path) as client:
         yield client
+
+
+def observer(server: Server) -> object:
+    vdev = server.manager.entry("lamp0").vdev
+    assert vdev is not None
+    return vdev.observer
 
 
 class Raw:
@@ -138,13 +152,53 @@ def test_set_answers_the_new_values(client: ControlClient) -> None:
     assert client.call("show", name="lamp0")["properties"]["level"] == 16
 
 
-def test_types(client: ControlClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "describe_types", lambda: [{"type": "lamp"}])
-    assert client.call("types") == [{"type": "lamp"}]
+def test_types_and_parents(client: ControlClient) -> None:
+    assert [one["type"] for one in client.call("types")] == ["broken-lamp", "lamp"]
+    assert client.call("types", parent="house") == client.call("types")
+    assert [one["name"] for one in client.call("parents")] == ["house"]
+    with pytest.raises(ControlError, match="unknown parent street"):
+        client.call("types", parent="street")
 
 
-def test_stop(client: ControlClient, server: Server) -> None:
-    assert client.call("stop") is True
+def test_a_life(client: ControlClient, tmp_path: Path) -> None:
+    given = {"type": "lamp", "name": "a", "socket": str(tmp_path / "a.sock")}
+    (made,) = client.call("define", definitions=[given])
+    assert client.call("modify", name="a", set={"level": "2"}, auto=True)["auto"] is True
+    assert client.call("start", name=made["uuid"])["state"] == "ready"
+    assert client.call("show", name="a")["properties"]["level"] == 2
+    assert client.call("reset", name="a") is True
+    assert client.call("show", name="a")["counters"]["resets"] == 1
+    with pytest.raises(ControlError, match="a is started; starting needs it defined") as raised:
+        client.call("start", name="a")
+    assert raised.value.code == methods.WRONG_STATE
+    assert client.call("stop", name="a") is True
+    client.call("modify", name="a", delete=["level"], type="lamp")
+    assert client.call("show", name="a")["properties"]["level"] == 0
+    assert client.call("undefine", name="a") is True
+    assert [one["name"] for one in client.call("list")] == ["lamp0", "lamp1"]
+    started = client.call("start", definition=given)
+    assert (started["origin"], started["state"]) == ("transient", "ready")
+    assert len(client.call("list", defined=True)) == 2
+    client.call("stop", name="a")
+    assert len(client.call("list")) == 2
+
+
+def test_a_thousand(client: ControlClient, tmp_path: Path) -> None:
+    """A request and an answer of several hundred kilobytes."""
+    place = tempfile.mkdtemp(dir=tmp_path)
+    definitions = [
+        {"type": "lamp", "name": f"lamp-{n}", "socket": f"{place}/{n}"} for n in range(10, 1010)
+    ]
+    assert len(client.call("define", definitions=definitions)) == 1000
+    listed = client.call("list")
+    assert len(listed) == 1002
+    assert len(json.dumps(listed)) > 200_000
+    with pytest.raises(ControlError, match=r"no VDEV lamp \(.*known: .* and 982 more\)"):
+        client.call("show", name="lamp")
+
+
+def test_shutdown(client: ControlClient, server: Server) -> None:
+    assert client.call("shutdown") is True
     server.wait()
     assert not server.path.exists()
     with pytest.raises(ControlError, match="the server has gone"):
@@ -162,7 +216,7 @@ def test_trace(client: ControlClient, server: Server) -> None:
 
         collector = threading.Thread(target=collect)
         collector.start()
-        while server.manager.entry("lamp0").vdev.observer is None:
+        while observer(server) is None:
             other.call("list")
         other.call("set", name="lamp1", values={"level": 9})
         other.call("set", name="lamp0", values={"level": 1})
@@ -176,13 +230,12 @@ def test_trace(client: ControlClient, server: Server) -> None:
 
 
 def test_a_trace_ends_with_its_client(server: Server) -> None:
-    vdev = server.manager.entry("lamp0").vdev
     with Raw(server.path) as one, Raw(server.path) as other:
         assert one.ask(request("trace", name="lamp0"))["result"] is True
         assert other.ask(request("trace", name="lamp0"))["result"] is True
-        assert vdev.observer is not None
+        assert observer(server) is not None
     with ControlClient(server.path) as client:
-        while vdev.observer is not None:
+        while observer(server) is not None:
             client.call("list")
 
 
@@ -211,7 +264,7 @@ def test_a_stuck_trace_does_not_keep_the_server(server: Server) -> None:
         for _ in range(40):  # more than the socket and the transport take
             server.do(lambda: [server.manager.set("lamp0", {"level": 1}) for _ in range(500)])
         with ControlClient(server.path) as client:
-            client.call("stop")
+            client.call("shutdown")
         server.wait()
 
 
@@ -231,20 +284,20 @@ def test_stopping_with_clients_connected_logs_nothing(
 @pytest.mark.parametrize(
     ("line", "code"),
     [
-        (b"nonsense", module.PARSE_ERROR),
-        (b"\xff\xfe", module.PARSE_ERROR),
-        (b"[" * 20000, module.PARSE_ERROR),
-        (b"9" * 6000, module.PARSE_ERROR),
-        (b"", module.PARSE_ERROR),
-        (b"[]", module.INVALID_REQUEST),
-        (b'[{"jsonrpc": "2.0", "id": 1, "method": "list"}]', module.INVALID_REQUEST),
-        (b'{"id": 1, "method": "list"}', module.INVALID_REQUEST),
-        (b'{"jsonrpc": "2.0", "id": 1}', module.INVALID_REQUEST),
-        (b'{"jsonrpc": "2.0", "id": 1, "method": {}}', module.INVALID_REQUEST),
-        (b'{"jsonrpc": "2.0", "id": [], "method": "list"}', module.INVALID_REQUEST),
-        (b'{"jsonrpc": "2.0", "id": true, "method": "list"}', module.INVALID_REQUEST),
-        (b'{"jsonrpc": "2.0", "id": 1, "method": "lost"}', module.UNKNOWN_METHOD),
-        (b'{"jsonrpc": "2.0", "id": 1, "method": "close"}', module.UNKNOWN_METHOD),
+        (b"nonsense", methods.PARSE_ERROR),
+        (b"\xff\xfe", methods.PARSE_ERROR),
+        (b"[" * 20000, methods.PARSE_ERROR),
+        (b"9" * 6000, methods.PARSE_ERROR),
+        (b"", methods.PARSE_ERROR),
+        (b"[]", methods.INVALID_REQUEST),
+        (b'[{"jsonrpc": "2.0", "id": 1, "method": "list"}]', methods.INVALID_REQUEST),
+        (b'{"id": 1, "method": "list"}', methods.INVALID_REQUEST),
+        (b'{"jsonrpc": "2.0", "id": 1}', methods.INVALID_REQUEST),
+        (b'{"jsonrpc": "2.0", "id": 1, "method": {}}', methods.INVALID_REQUEST),
+        (b'{"jsonrpc": "2.0", "id": [], "method": "list"}', methods.INVALID_REQUEST),
+        (b'{"jsonrpc": "2.0", "id": true, "method": "list"}', methods.INVALID_REQUEST),
+        (b'{"jsonrpc": "2.0", "id": 1, "method": "lost"}', methods.UNKNOWN_METHOD),
+        (b'{"jsonrpc": "2.0", "id": 1, "method": "close"}', methods.UNKNOWN_METHOD),
     ],
 )
 def test_requests_that_are_none(server: Server, line: bytes, code: int) -> None:
@@ -256,21 +309,49 @@ def test_requests_that_are_none(server: Server, line: bytes, code: int) -> None:
 @pytest.mark.parametrize(
     ("asked", "code", "said"),
     [
-        (request("list", name="x"), module.INVALID_PARAMS, "the parameters of list"),
-        (request("show"), module.INVALID_PARAMS, "the parameters of show, by name, are: name"),
-        (request("show", name=3), module.INVALID_PARAMS, "show: name is no text"),
-        ({**request("show"), "params": ["lamp0"]}, module.INVALID_PARAMS, "by name"),
-        (request("set", name="lamp0", values=[]), module.INVALID_PARAMS, "values is no JSON obj"),
-        (request("show", name="\ud800"), module.REFUSED, "there is no VDEV"),
-        (request("trace", name="x"), module.REFUSED, "there is no VDEV x (known: lamp0, lamp1)"),
+        (request("list", name="x"), methods.INVALID_PARAMS, "the parameters of list"),
+        (request("show"), methods.INVALID_PARAMS, "the parameters of show, by name, are: name"),
+        (request("show", name=3), methods.INVALID_PARAMS, "show: name is no text"),
+        ({**request("show"), "params": ["lamp0"]}, methods.INVALID_PARAMS, "by name"),
+        (request("set", name="lamp0", values=[]), methods.INVALID_PARAMS, "values is no JSON obj"),
+        (request("list", defined=1), methods.INVALID_PARAMS, "list: defined is no true or false"),
+        (request("define", definitions={}), methods.INVALID_PARAMS, "definitions is no JSON list"),
+        (request("define", definitions=[1]), methods.INVALID_PARAMS, "a list of JSON objects"),
+        (request("define", definitions=[{}]), methods.REFUSED, "type is missing"),
+        (
+            request("define", definitions=[{"type": "lamp", "properties": {"x": 1}}]),
+            methods.INVALID_PARAMS,
+            "type lamp has no property x",
+        ),
+        (request("modify"), methods.INVALID_PARAMS, "are: name, [type], [set], [delete], [auto]"),
+        (request("modify", name="lamp0", delete=[1]), methods.INVALID_PARAMS, "property names"),
+        (request("modify", name="lamp0", auto=True), methods.REFUSED, "change that file"),
+        (request("undefine", name="lamp0"), methods.REFUSED, "is defined in "),
+        (request("start"), methods.INVALID_PARAMS, "start takes a name, or the definition"),
+        (request("start", name="a", definition={}), methods.INVALID_PARAMS, "start takes a name"),
+        (request("start", name="lamp0"), methods.WRONG_STATE, "lamp0 is started; starting needs"),
+        (request("start", definition={"type": "lamb"}), methods.REFUSED, "unknown type lamb"),
+        (
+            request("start", definition={"type": "broken-lamp", "socket": "/tmp/x"}),
+            methods.REFUSED,
+            "RuntimeError: no glass for",
+        ),
+        (
+            request("start", definition={"type": "lamp", "socket": "/nowhere/x"}),
+            methods.REFUSED,
+            "/nowhere/x: cannot use its folder",
+        ),
+        (request("stop"), methods.INVALID_PARAMS, "the parameters of stop, by name, are: name"),
+        (request("show", name="\ud800"), methods.REFUSED, "there is no VDEV"),
+        (request("trace", name="x"), methods.REFUSED, "there is no VDEV x (known: lamp0, lamp1)"),
         (
             request("set", name="lamp0", values={"level": 999}),
-            module.INVALID_PARAMS,
+            methods.INVALID_PARAMS,
             "level takes 0x0 to 0xff",
         ),
-        (request("set", name="lamp0", values={"x": 1}), module.INVALID_PARAMS, "no property x"),
-        (request("set", name="lamp0", values={"wiring": 2}), module.WRONG_STATE, "being served"),
-        (request("set", name="lamp0", values={"level": 0xEE}), module.REFUSED, "has blown"),
+        (request("set", name="lamp0", values={"x": 1}), methods.INVALID_PARAMS, "no property x"),
+        (request("set", name="lamp0", values={"wiring": 2}), methods.WRONG_STATE, "is started; s"),
+        (request("set", name="lamp0", values={"level": 0xEE}), methods.REFUSED, "has blown"),
     ],
 )
 def test_refusals_have_a_code_and_words(
@@ -296,10 +377,11 @@ def test_a_failure_inside_is_logged_and_answered(
     def broken() -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr(server.manager, "summaries", broken)
+    monkeypatch.setattr(server.manager, "describe_parents", broken)
     with Raw(server.path) as raw:
-        error = raw.ask(request("list"))["error"]
-        assert (error["code"], error["message"]) == (module.INTERNAL_ERROR, "list failed: oops")
+        error = raw.ask(request("parents"))["error"]
+        assert error["code"] == methods.INTERNAL_ERROR
+        assert error["message"] == "parents failed: oops"
     assert "ZeroDivisionError" in caplog.text
 
 
@@ -332,7 +414,7 @@ def test_a_request_that_is_too_long(server: Server, end: bytes) -> None:
         raw.send(b"x" * (module.LINE_LIMIT + 2) + end)
         reply = raw.reply()
         assert reply is not None
-        assert "65536 bytes at most" in reply["error"]["message"]
+        assert f"{module.LINE_LIMIT} bytes at most" in reply["error"]["message"]
         assert raw.reply() is None
     with ControlClient(server.path) as client:
         client.call("list")
@@ -345,7 +427,7 @@ def test_a_client_that_does_not_read_its_answers_is_disconnected(
     line = json.dumps(request("show", name="lamp0")).encode() + b"\n"
     with Raw(server.path) as raw, pytest.raises(OSError):
         for _ in range(100_000):
-            raw.send(line * 10)
+            raw.send(line * 100)
     with ControlClient(server.path) as client:
         client.call("list")
 
@@ -356,7 +438,7 @@ def test_too_many_clients(server: Server) -> None:
         assert "result" in raw.ask(request("list"))
     with (
         ControlClient(server.path) as client,
-        pytest.raises(ControlError, match=r"16 clients are connected \(close one of them\)|gone"),
+        pytest.raises(ControlError, match=r"64 clients are connected \(close one of them\)"),
     ):
         client.call("list")
     for raw in raws:
@@ -375,7 +457,7 @@ def test_too_many_clients(server: Server) -> None:
 
 
 def test_only_its_own_user_and_root(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_peer_uid", lambda _: os.geteuid() + 1000)
+    monkeypatch.setattr(module, "peer_uid", lambda _: os.geteuid() + 1000)
     with Raw(server.path) as raw:
         reply = raw.reply()
         assert reply is not None
@@ -383,8 +465,37 @@ def test_only_its_own_user_and_root(server: Server, monkeypatch: pytest.MonkeyPa
         assert raw.reply() is None
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("mode", [0o600, 0o666])
+def test_another_user_gets_nothing(mode: int) -> None:
+    """The file's mode keeps others out, and if somebody has loosened it their credentials do."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        server = Server(Path(folder))
+        assert stat.S_IMODE(server.path.lstat().st_mode) == 0o600
+        server.path.chmod(mode)
+        script = (
+            "import os, sys; from pathlib import Path; from vdcm.control import client;"
+            "os.setgroups([]); os.setgid(65534); os.setuid(65534);"
+            "client.peer_uid = lambda _: 0;"  # as one who knows no better
+            "client.ControlClient(Path(sys.argv[1])).call('shutdown')"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(server.path)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert not server.manager.stopping.is_set()
+        server.close()
+    if mode == 0o600:
+        assert "no server answers on" in done.stderr and "Permission denied" in done.stderr
+    else:
+        assert "user 65534 may not control this server (use sudo)" in done.stderr
+
+
 def test_root_may(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_peer_uid", lambda _: 0)
+    monkeypatch.setattr(module, "peer_uid", lambda _: 0)
     monkeypatch.setattr(module.os, "geteuid", lambda: 1000)
     with ControlClient(server.path) as client:
         assert client.call("list")
@@ -394,7 +505,7 @@ def test_a_server_of_a_stranger_is_not_trusted(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module.os, "geteuid", lambda: 1000)
-    monkeypatch.setattr(module, "_peer_uid", lambda _: 1001)
+    monkeypatch.setattr(client_module, "peer_uid", lambda _: 1001)
     with pytest.raises(ControlError, match="belongs to user 1001"):
         ControlClient(server.path)
 

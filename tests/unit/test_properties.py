@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vdcm.properties import Property, PropertyError, properties_of
+from vdcm.errors import DeclarationError
+from vdcm.parent import Parent
+from vdcm.properties import RESERVED, Property, PropertyError, properties_of
+from vdcm.vdev import Vdev
 
 
 class Base:
@@ -50,7 +53,7 @@ def test_a_class_has_its_bases_properties() -> None:
         ("count", "5", "count takes a whole number, not '5'"),
         ("count", True, "count takes a whole number, not True"),
         ("count", 5.0, "count takes a whole number, not 5.0"),
-        ("count", None, "count takes a whole number, not None"),
+        ("count", None, "count takes a whole number, not nothing"),
         ("wide", -1, "wide takes 0x0, not -0x1|wide takes .*0x0.*, not -0x1"),
         ("lit", 1, "lit takes true or false, not 1"),
         ("label", 7, "label takes text, not 7"),
@@ -112,3 +115,16 @@ def test_any_text_is_a_value_or_a_property_error(text: str) -> None:
 def test_what_the_property_itself_takes_is_checked() -> None:
     with pytest.raises(PropertyError, match="whole number"):
         Property(3).check(object())
+
+
+@pytest.mark.parametrize("name", sorted(RESERVED))
+@pytest.mark.parametrize("base", [Vdev, Parent])
+def test_a_name_that_a_definition_needs_is_refused_when_the_class_is_made(
+    base: type, name: str
+) -> None:
+    with pytest.raises(DeclarationError, match=f"Odd: a property cannot be called {name}, "):
+        type("Odd", (base,), {name: Property(0)})
+    mixin = type("Mixin", (), {name: Property(0)})
+    with pytest.raises(DeclarationError, match=f"Odd: a property cannot be called {name}, "):
+        type("Odd", (mixin, base), {})
+    type("Even", (base,), {f"{name}s_": Property(0)})

@@ -139,7 +139,7 @@ def test_the_definition_file_loads_and_gives_these_arguments(tmp_path: Path) -> 
     file = tmp_path / "gpio.yaml"
     file.write_text(YAML)
     (vdev,) = definition.load(file).vdevs
-    assert (vdev.name, vdev.type, vdev.socket) == ("gpio0", "pcie-idio-16", Path("/tmp/gpio0.sock"))
+    assert (vdev.name, vdev.type, vdev.path) == ("gpio0", "pcie-idio-16", Path("/tmp/gpio0.sock"))
     assert vdev.properties == {"inputs": 0x00FF}
     printed = shell_words(CliRunner().invoke(app, ["qemu-args", str(file)]).output)
     (said,) = [block for block in blocks("sh") if block.startswith("qemu-system")]

@@ -1,14 +1,18 @@
 """Definition files: YAML to checked definitions; every mistake is said with its place.
 
-    parents:                        # optional
+    parents:                        # optional: a model without one has one of its own name
       card0: {model: idio16}        # and the parent's own properties
     vdevs:
       gpio0:
         type: pcie-idio-16          # a type of the parent's model
-        parent: card0               # optional: else a parent named as the one model with this type
+        parent: card0               # optional: else the one parent with this type
         socket: gpio0.sock          # optional, relative to this file; else in the runtime folder
+        auto: true                  # optional: started with the server, as they are by default
         inputs: 0x00ff              # the type's own properties
     control: control.sock           # optional, relative to this file; else in the runtime folder
+
+``parents: [dsa0, dsa1]`` says further ones, from which ADIs come when the first has none free.
+``uuid:`` is optional too; without it a VDEV has one that follows from the file's path and its name.
 
 The file is read as a tree of nodes (``yaml.compose``), never as Python objects: nodes know their
 lines, and an alias stays one node however often it is used.
@@ -16,90 +20,43 @@ lines, and an alias stays one node however often it is used.
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
-import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+from uuid import NAMESPACE_URL, uuid5
 
 import yaml
 from yaml.constructor import SafeConstructor
-from yaml.nodes import MappingNode, Node, ScalarNode
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from vdcm.errors import DefinitionError
+from vdcm.definition.checked import (
+    Definition,
+    ParentDefinition,
+    VdevDefinition,
+    check_name,
+    check_parents,
+    check_socket,
+    check_type,
+    check_uuid,
+    choices,
+    default_parent,
+    default_socket,
+    implicit_parents,
+    type_properties,
+)
+from vdcm.definition.places import control_path
+from vdcm.errors import DefinitionError, VdcmError
 from vdcm.parent import Parent, models
 from vdcm.properties import Property, PropertyError, properties_of
-from vdcm.vdev import Vdev
 
 FILE_LIMIT: Final = 256 * 1024
 """Bytes of the longest definition file."""
 ENTRY_LIMIT: Final = 10_000
 """Keys of all mappings together, a mapping that is used twice by an alias counted twice."""
-PATH_LIMIT: Final = 107
-"""Bytes of a UNIX socket's path without its NUL (``struct sockaddr_un``, unix(7))."""
 
-_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
-
-
-@dataclass(frozen=True)
-class ParentDefinition:
-    """A parent to create: ``model`` by its entry point's name, ``factory`` its class."""
-
-    name: str
-    model: str
-    factory: type[Parent]
-    properties: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class VdevDefinition:
-    """A VDEV to create: ``parent`` is one of the definition's parents, ``socket`` is absolute."""
-
-    name: str
-    type: str
-    parent: str
-    socket: Path
-    properties: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Definition:
-    """A definition file, checked: every name in it resolves, every property has a legal value."""
-
-    file: Path
-    parents: tuple[ParentDefinition, ...]
-    vdevs: tuple[VdevDefinition, ...]
-    control: Path
-
-
-def runtime_folder() -> Path:
-    """Where sockets go that have no path of their own; it need not exist.
-
-    ``$XDG_RUNTIME_DIR/vdcm``, else ``/run/vdcm`` for root, else ``vdcm-UID`` in the temporary
-    folder. A relative XDG_RUNTIME_DIR is ignored (XDG base directory specification).
-    """
-    base = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
-    if base.is_absolute():
-        return base / "vdcm"
-    if os.geteuid() == 0:
-        return Path("/run/vdcm")
-    return Path(tempfile.gettempdir()) / f"vdcm-{os.geteuid()}"
-
-
-def control_path() -> Path:
-    """The control socket of a server whose definition names none."""
-    return runtime_folder() / "control.sock"
-
-
-def choices(word: str, known: Iterable[str]) -> str:
-    """``(known: a, b)``, with the likely one first if ``word`` looks like a slip of the pen."""
-    names = sorted(known)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.7)
-    meant = f"did you mean {near[0]}? " if near else ""
-    return f"({meant}known: {', '.join(names) or 'none'})"
+_VDEV_KEYS: Final = ("type", "parent", "parents", "socket", "uuid", "auto")
+_Result = TypeVar("_Result")
 
 
 def load(file: Path, installed: Mapping[str, type[Parent]] | None = None) -> Definition:
@@ -179,6 +136,7 @@ class _Reader:
         self.parents: dict[str, ParentDefinition] = {}
         self.refused: set[str] = set()  # parents that are there but wrong: said once, not twice
         self.sockets: dict[Path, str] = {}
+        self.uuids: dict[str, str] = {}
         self.entries = 0
 
     def wrong(self, node: Node, message: str) -> None:
@@ -187,6 +145,16 @@ class _Reader:
         if problem not in self.problems:
             self.problems.append(problem)
 
+    def checked(
+        self, node: Node, check: Callable[..., _Result], *arguments: object
+    ) -> _Result | None:
+        """What ``check`` returns; None, and a mistake at ``node``, if it raises."""
+        try:
+            return check(*arguments)
+        except VdcmError as error:
+            self.wrong(node, str(error))
+            return None
+
     def read(self, root: Node) -> Definition:
         keys = self.mapping(root, "a definition file")
         self.expect(keys, ("parents", "vdevs", "control"), "key")
@@ -194,16 +162,15 @@ class _Reader:
         if "parents" in keys:
             for key, node in self.named(keys["parents"][1], "parents"):
                 self.parent(key, node)
+        self.parents = implicit_parents(self.installed, self.parents.values())
         vdevs = []
         if "vdevs" in keys:
             named = self.named(keys["vdevs"][1], "vdevs")
             vdevs = [self.vdev(key, node) for key, node in named]
             if not vdevs and not self.problems:
                 self.wrong(keys["vdevs"][0], "vdevs has no VDEV: add NAME: {type: TYPE}")
-        elif not self.problems:
-            self.wrong(root, "vdevs is missing: add vdevs: {NAME: {type: TYPE}}")
         return Definition(
-            self.file,
+            self.file.absolute(),
             tuple(self.parents.values()),
             tuple(vdev for vdev in vdevs if vdev is not None),
             control,
@@ -236,14 +203,8 @@ class _Reader:
             return []
         entries = []
         for key, value in self.mapping(node, what).values():
-            if _NAME.fullmatch(key.value):
+            if self.checked(key, check_name, key.value):
                 entries.append((key, value))
-            else:
-                self.wrong(
-                    key,
-                    f"{key.value[:80]!r} is no name: letters, digits, - and _ make one, "
-                    "64 at most, the first is not -",
-                )
         return entries
 
     def expect(self, keys: _Keys, known: Iterable[str], what: str) -> None:
@@ -262,28 +223,27 @@ class _Reader:
         return None
 
     def socket(self, keys: _Keys, key: str, owner: str, owner_node: Node, default: Path) -> Path:
-        """The socket's path that ``keys`` give under ``key``, or the default, checked."""
+        """The socket's path that ``keys`` give under ``key``, or the default, checked: nobody else
+        of this file may have it."""
         word = self.word(keys.get(key), "the path of a socket")
         node, path = (word[0], self.folder / word[1]) if word else (owner_node, default)
-        if "\0" in str(path):
-            self.wrong(node, "a path has no NUL in it")
-        else:
-            self.place(node, path, owner)
+        if self.checked(node, check_socket, path):
+            real = Path(os.path.realpath(path))
+            if real in self.sockets:
+                self.wrong(node, f"{owner} has the same socket as {self.sockets[real]}: {path}")
+            self.sockets.setdefault(real, owner)
         return path
 
-    def place(self, node: Node, path: Path, owner: str) -> None:
-        """Check a socket's path: its length, and that nobody else of this file has it."""
-        length = len(os.fsencode(path))
-        if length > PATH_LIMIT:
-            self.wrong(
-                node,
-                f"the socket's path {path} has {length} bytes, the kernel takes {PATH_LIMIT}: "
-                "set socket: to a shorter one",
-            )
-        real = Path(os.path.realpath(path))
-        if real in self.sockets:
-            self.wrong(node, f"{owner} has the same socket as {self.sockets[real]}: {path}")
-        self.sockets.setdefault(real, owner)
+    def uuid(self, keys: _Keys, name: str) -> str:
+        """A VDEV's UUID; nobody else of this file may have it."""
+        word = self.word(keys.get("uuid"), "a UUID")
+        if word is None:
+            return str(uuid5(NAMESPACE_URL, f"{self.file.absolute().as_uri()}#{name}"))
+        uuid = self.checked(word[0], check_uuid, word[1]) or ""
+        if uuid in self.uuids:
+            self.wrong(word[0], f"{name} has the same UUID as {self.uuids[uuid]}")
+        self.uuids.setdefault(uuid, name)
+        return uuid
 
     def parent(self, key: ScalarNode, node: Node) -> None:
         keys = self.mapping(node, f"parent {key.value}")
@@ -298,86 +258,75 @@ class _Reader:
             self.wrong(word[0], f"unknown model {word[1]} {choices(word[1], self.installed)}")
             return
         factory = self.installed[word[1]]
-        properties = self.properties(keys, ("model",), factory, f"model {word[1]}")
+        properties = self.properties(keys, ("model",), properties_of(factory), f"model {word[1]}")
         self.parents[key.value] = ParentDefinition(key.value, word[1], factory, properties)
+        self.refused.discard(key.value)
 
     def vdev(self, key: ScalarNode, node: Node) -> VdevDefinition | None:
         name = key.value
         keys = self.mapping(node, f"VDEV {name}")
-        socket = self.socket(keys, "socket", name, key, runtime_folder() / f"{name}.sock")
+        socket = self.socket(keys, "socket", name, key, default_socket(name))
+        uuid = self.uuid(keys, name)
+        auto = self.auto(keys)
         word = self.word(keys.get("type"), "the name of a type")
         if word is None:
             if isinstance(node, MappingNode) and "type" not in keys:
-                known = {kind for model in self.installed.values() for kind in model.types}
+                known = {kind for p in self.parents.values() for kind in p.factory.types}
                 self.wrong(key, f"VDEV {name} needs a type {choices('', known)}")
             return None
-        parent = self.parent_of(name, keys.get("parent"), *word)
-        if parent is None:
+        parents = self.parents_of(name, keys, *word)
+        if not parents:
             return None
-        kind = parent.factory.vdev_model(word[1])
-        reserved = ("type", "parent", "socket")
-        properties = self.properties(keys, reserved, kind, f"type {word[1]}")
-        return VdevDefinition(name, word[1], parent.name, socket, properties)
+        properties = self.properties(
+            keys, _VDEV_KEYS, type_properties(self.parents[parents[0]], word[1]), f"type {word[1]}"
+        )
+        given = socket if "socket" in keys else None
+        return VdevDefinition(uuid, name, word[1], parents, given, auto, properties)
 
-    def parent_of(
-        self, name: str, entry: tuple[ScalarNode, Node] | None, node: Node, kind: str
-    ) -> ParentDefinition | None:
-        """The parent of a VDEV of type ``kind``, which it has."""
-        if entry is not None:
-            word = self.word(entry, "the name of a parent")
-            if word is None or (word[1] in self.refused and word[1] not in self.parents):
-                return None
-            if word[1] not in self.parents:
-                self.wrong(word[0], f"unknown parent {word[1]} {choices(word[1], self.parents)}")
-                return None
-            parent = self.parents[word[1]]
-            if kind not in parent.factory.types:
-                hint = choices(kind, parent.factory.types)
-                self.wrong(node, f"parent {parent.name} has no type {kind} {hint}")
-                return None
-            return parent
-        able = [model for model, factory in self.installed.items() if kind in factory.types]
-        if not able:
-            known = {kind for model in self.installed.values() for kind in model.types}
-            self.wrong(node, f"unknown type {kind} {choices(kind, known)}")
+    def auto(self, keys: _Keys) -> bool:
+        if "auto" not in keys:
+            return True
+        known = Property(True)
+        known.name = "auto"
+        return self.checked(keys["auto"][1], _value, known, keys["auto"][1]) is not False
+
+    def parents_of(self, name: str, keys: _Keys, node: Node, kind: str) -> tuple[str, ...] | None:
+        """The parents of a VDEV of type ``kind``: the first has that type."""
+        if "parent" in keys and "parents" in keys:
+            self.wrong(keys["parents"][0], "parent and parents say the same: one of them")
             return None
-        if len(able) > 1:
-            self.wrong(
-                node,
-                f"several models have the type {kind}: give VDEV {name} a parent, "
-                f"of model {' or '.join(sorted(able))}",
-            )
+        entry = keys.get("parent") or keys.get("parents")
+        if entry is None:
+            parent = self.checked(node, default_parent, name, kind, self.parents)
+            return (parent,) if parent else None
+        each = [entry[1]]
+        if entry[0].value == "parents" and isinstance(entry[1], SequenceNode):
+            each = entry[1].value
+        words = [self.word((entry[0], one), "the name of a parent") for one in each]
+        names = [word[1] for word in words if word is not None]
+        if not names or len(names) < len(words) or self.refused.intersection(names):
+            if not words:
+                self.wrong(entry[1], "parents has no parent: leave it out, or name one")
             return None
-        model = able[0]
-        implicit = ParentDefinition(model, model, self.installed[model], {})
-        parent = self.parents.setdefault(model, implicit)
-        if parent.model != model:
-            self.wrong(
-                node,
-                f"VDEV {name} needs a parent of model {model}, and the parent of that name is of "
-                f"model {parent.model}: give VDEV {name} a parent",
-            )
+        parents = self.checked(entry[1], check_parents, names, self.parents)
+        if parents is None or not self.checked(node, check_type, kind, self.parents[parents[0]]):
             return None
-        return parent
+        return parents
 
     def properties(
         self,
         keys: _Keys,
         reserved: tuple[str, ...],
-        owner: type[Parent] | type[Vdev],
+        known: Mapping[str, Property[Any]],
         what: str,
     ) -> dict[str, Any]:
-        known = properties_of(owner)
         mine = {text: entry for text, entry in keys.items() if text not in reserved}
         self.expect(mine, [*reserved, *known], f"key of {what}:")
-        values = {}
-        for text, (_, node) in mine.items():
-            if text in known:
-                try:
-                    values[text] = _value(known[text], node)
-                except PropertyError as error:
-                    self.wrong(node, str(error))
-        return values
+        return {
+            text: self.checked(node, _value, known[text], node)
+            for text, (_, node) in mine.items()
+            if text in known
+        }
 
 
 def _value(known: Property[Any], node: Node) -> Any:
@@ -394,6 +343,8 @@ def _value(known: Property[Any], node: Node) -> Any:
     except (ValueError, KeyError):
         raise PropertyError(f"{known.name}: {_what(node)} is no value") from None
     kind = node.tag.rpartition(":")[2]
+    if kind == "null":
+        known.check(None)
     if kind not in ("int", "bool", "str") or (kind == "str") != isinstance(value, str):
         raise PropertyError(f"{known.name} takes no {kind} such as {_what(node)}{_quote(known)}")
     try:

@@ -1,0 +1,42 @@
+"""What types of VDEV there are, for people and scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from vdcm.definition import ParentDefinition, type_properties
+from vdcm.parent import VdevType
+from vdcm.properties import Property
+
+
+def describe_types(parents: Iterable[ParentDefinition]) -> list[dict[str, Any]]:
+    """The types of ``parents``, JSON-able, sorted by type and parent."""
+    found = [_describe(parent, kind) for parent in parents for kind in parent.factory.types]
+    return sorted(found, key=lambda each: (each["type"], each["parent"]))
+
+
+def _describe(parent: ParentDefinition, kind: str) -> dict[str, Any]:
+    composed = parent.factory.types[kind]
+    doc = composed.doc if isinstance(composed, VdevType) else ""
+    doc = doc or parent.factory.vdev_model(kind).__doc__ or ""
+    known = type_properties(parent, kind)
+    return {
+        "type": kind,
+        "parent": parent.name,
+        "model": parent.model,
+        "doc": doc.strip().partition("\n")[0],
+        "properties": [_property(name, one) for name, one in known.items()],
+    }
+
+
+def _property(name: str, one: Property[Any]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "kind": type(one.default).__name__,
+        "default": one.default,
+        "minimum": one.minimum if type(one.default) is int else None,
+        "maximum": one.maximum,
+        "live": one.live,
+        "doc": one.doc,
+    }

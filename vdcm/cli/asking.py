@@ -1,0 +1,169 @@
+"""Asking a server: what there is, what it does, and what it shall be."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import suppress
+from typing import Annotated, Any
+
+import typer
+
+from vdcm.catalog import describe_types
+from vdcm.cli.common import (
+    Control,
+    Json,
+    Name,
+    Uuid,
+    connect,
+    outline,
+    pairs,
+    print_json,
+    table,
+    which,
+)
+from vdcm.definition import implicit_parents
+from vdcm.errors import ControlError
+from vdcm.parent import models
+
+
+def list_vdevs(
+    defined: Annotated[
+        bool, typer.Option("--defined", "-d", help="Only those that survive the server's restart.")
+    ] = False,
+    as_json: Json = False,
+    control: Control = None,
+) -> None:
+    """List the VDEVs of a running server.
+
+    STATE is defined (not started), failed (vdcm show says why), ready (waits for a client),
+    attached (has one) or resetting. ORIGIN is file (the server's definition file), stored (vdcm
+    define), transient (vdcm start) or script. What --json prints, vdcm define --jsonfile takes.
+    """
+    with connect(control) as client:
+        vdevs = client.call("list", defined=defined)
+    if as_json:
+        print_json(vdevs)
+        return
+    table(
+        ("NAME", "TYPE", "PARENT", "STATE", "START", "ORIGIN", "SOCKET"),
+        [
+            (
+                *(one["name"], one["type"], ",".join(one["parents"]), one["state"]),
+                *("auto" if one["auto"] else "manual", one["origin"], one["socket"]),
+            )
+            for one in vdevs
+        ],
+    )
+
+
+def show(
+    name: Name = None, uuid: Uuid = None, as_json: Json = False, control: Control = None
+) -> None:
+    """Show all there is to know of a VDEV.
+
+    What it is composed of, while it is started: ADIs, PASIDs, BARs and their pages, interrupts;
+    its client, DMA map, counters and properties.
+    """
+    vdev = which(name, uuid)
+    with connect(control) as client:
+        shown = client.call("show", name=vdev)
+    if as_json:
+        print_json(shown)
+    else:
+        typer.echo("\n".join(outline(shown)))
+
+
+def set_properties(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A VDEV's name or UUID.", show_default=False)
+    ],
+    values: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PROPERTY=VALUE...", help="vdcm types says which.", show_default=False
+        ),
+    ],
+    control: Control = None,
+) -> None:
+    """Set properties of a VDEV.
+
+    All of them, or none if one is wrong. Of one that is started they are its own until it is
+    stopped, as if someone turned a knob; otherwise they are its definition's.
+    """
+    properties = pairs(values)
+    with connect(control) as client:
+        client.call("set", name=name, values=properties)
+
+
+def trace(name: Name = None, uuid: Uuid = None, control: Control = None) -> None:
+    """Print what a VDEV sees, as it happens.
+
+    Accesses by register name, interrupts, resets and DMA maps. Ends with Ctrl-C. A VDEV that
+    nobody traces pays nothing for this.
+    """
+    vdev = which(name, uuid)
+    with connect(control) as client, suppress(KeyboardInterrupt):
+        for one in client.trace(vdev):
+            if one["dropped"]:
+                typer.echo(f"... {one['dropped']} lines dropped: this terminal is too slow")
+            at = time.strftime("%H:%M:%S", time.localtime(one["time"]))
+            typer.echo(f"{at}.{int(one['time'] % 1 * 1000):03d} {one['line']}")
+            sys.stdout.flush()
+
+
+def types(
+    parent: Annotated[
+        str | None,
+        typer.Option(
+            "--parent", "-p", metavar="PARENT", help="Only this parent's.", show_default=False
+        ),
+    ] = None,
+    as_json: Json = False,
+    control: Control = None,
+) -> None:
+    """List the types of VDEV there are.
+
+    With their properties, and how many more of each could be started now. If no server runs: what
+    the installed device models have.
+    """
+    try:
+        client = connect(control)
+    except ControlError:
+        if parent is not None or control is not None:
+            raise
+        found = describe_types(implicit_parents(models()).values())
+    else:
+        with client:
+            found = client.call("types", parent=parent)
+    if as_json:
+        print_json(found)
+        return
+    table(
+        ("TYPE", "PARENT", "AVAILABLE", "WHAT IT IS"),
+        [(t["type"], t["parent"], _available(t), t["doc"]) for t in found],
+    )
+    rows = [
+        (kind["type"], one["name"], _range(one), "yes" if one["live"] else "no", one["doc"])
+        for kind in found
+        for one in kind["properties"]
+    ]
+    rows = sorted(set(rows))  # the parents of one model have the same
+    if rows:
+        typer.echo()
+        table(("TYPE", "PROPERTY", "VALUES", "LIVE", "WHAT IT IS"), rows)
+
+
+def _available(one: dict[str, Any]) -> str:
+    if "available" not in one:
+        return "?"
+    return "any" if one["available"] is None else str(one["available"])
+
+
+def _range(one: dict[str, Any]) -> str:
+    if one["kind"] == "bool":
+        return f"true, false (default {str(one['default']).lower()})"
+    if one["kind"] == "str":
+        return f"text (default {one['default']!r})"
+    upper = "" if one["maximum"] is None else f" to {one['maximum']:#x}"
+    return f"{one['minimum']:#x}{upper} (default {one['default']:#x})"

@@ -1,0 +1,90 @@
+"""A VDEV as the manager has it: where its definition comes from, and what has become of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from vdcm.definition import VdevDefinition
+from vdcm.errors import StateError
+from vdcm.vdev import Vdev
+
+Sink = Callable[[str], None]
+"""Gets the lines of a trace, on the event loop. It must not raise and must not block."""
+
+
+class Life(Enum):
+    """DEFINED → STARTING → STARTED → STOPPING → DEFINED. A start that does not succeed ends in
+    FAILED, from where it can be tried again."""
+
+    DEFINED = "defined"
+    STARTING = "starting"
+    STARTED = "started"
+    STOPPING = "stopping"
+    FAILED = "failed"
+
+
+class Origin(Enum):
+    """Where a VDEV is defined, and so what becomes of it."""
+
+    FILE = "file"
+    """In the server's definition file, which alone changes it for good."""
+    STORED = "stored"
+    """In the state folder: it survives the server's restart."""
+    TRANSIENT = "transient"
+    """Nowhere: when it is stopped it is gone."""
+    SCRIPT = "script"
+    """In a script, which has made it."""
+
+
+@dataclass
+class Entry:
+    """A VDEV of this process. ``vdev`` is there while it is started (a script's always is).
+
+    ``reason``: why it is FAILED. ``sinks``: who traces it, also before it is started.
+    ``real_path``: its socket's, without symbolic links.
+    """
+
+    definition: VdevDefinition
+    origin: Origin
+    vdev: Vdev | None = None
+    life: Life = Life.DEFINED
+    reason: str = ""
+    sinks: list[Sink] = field(default_factory=list)
+    real_path: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.definition.name
+
+    def need(self, verb: str, *lives: Life) -> None:
+        """StateError unless it is in one of ``lives``, as ``verb`` needs it."""
+        if self.life not in lives:
+            wanted = " or ".join(life.value for life in lives)
+            raise StateError(f"{self.name} is {self.life.value}; {verb} needs it {wanted}")
+
+    def running(self, verb: str) -> Vdev:
+        """The VDEV, for a ``verb`` that needs it started."""
+        self.need(verb, Life.STARTED)
+        assert self.vdev is not None  # what STARTED means
+        return self.vdev
+
+    def summary(self) -> dict[str, Any]:
+        """JSON-able, and what ``define`` takes. ``state`` is its ``life`` or, while it is started,
+        the VDEV's own: ready, attached or resetting."""
+        state = self.life.value
+        if self.life is Life.STARTED and self.vdev is not None:
+            state = self.vdev.state.value
+        summary = {**self.definition.to_json(), "state": state, "origin": self.origin.value}
+        return {**summary, "reason": self.reason} if self.reason else summary
+
+    def tell(self, line: str) -> None:
+        for sink in tuple(self.sinks):
+            sink(line)
+
+    def observe(self) -> None:
+        """Have the VDEV observed if somebody listens: one that nobody listens to pays nothing."""
+        if self.vdev is not None:
+            self.vdev.observer = self.tell if self.sinks else None
