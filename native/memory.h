@@ -116,6 +116,8 @@ int vdcm_pasid_map_bind(vdcm_pasid_map *map, uint32_t guest, uint32_t host);
 int vdcm_pasid_map_unbind(vdcm_pasid_map *map, uint32_t guest);
 /* From any thread. UINT32_MAX if `guest` is not bound, or `map` is NULL. */
 uint32_t vdcm_pasid_map_translate(vdcm_pasid_map *map, uint32_t guest);
+/* From any thread. Is any guest PASID bound to `host`? */
+bool vdcm_pasid_map_holds(vdcm_pasid_map *map, uint32_t host);
 
 /* cffi: end */
 

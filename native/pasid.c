@@ -360,6 +360,32 @@ uint32_t vdcm_pasid_map_translate(vdcm_pasid_map *map, uint32_t guest)
     }
 }
 
+static bool holds(vdcm_pasid_map *map, uint32_t host)
+{
+    _Atomic(uint64_t) *words = atomic_load(&map->words);
+    uint32_t count = atomic_load(&map->count);
+
+    for (uint32_t i = 0; i < count; i++) {
+        if ((uint32_t)atomic_load(&words[i]) == host) {
+            return true;
+        }
+    }
+    return false;
+}
+
+bool vdcm_pasid_map_holds(vdcm_pasid_map *map, uint32_t host)
+{
+    for (;;) {
+        unsigned version = atomic_load(&map->version);
+        bool found = holds(map, host);
+
+        if (version % 2 == 0 && atomic_load(&map->version) == version) {
+            return found;
+        }
+        sched_yield();
+    }
+}
+
 static int bind(vdcm_pasid_map *map, uint32_t guest, uint32_t host)
 {
     _Atomic(uint64_t) *words = atomic_load(&map->words);

@@ -7,6 +7,7 @@ VdcmError
 ├── DeclarationError    a device model declares something impossible
 ├── DefinitionError     a definition file is wrong; carries file, line and column
 ├── StoreError          a definition cannot be stored, or what is stored cannot be used
+├── ResourceError       a parent has no more of what is asked for; names what and who has it
 ├── StateError          a call at the wrong time; names the state it was in and the one it needs
 ├── PrerequisiteError   the machine lacks something; names the command that provides it
 ├── TransportError      a socket or a client failed
@@ -41,6 +42,10 @@ class DefinitionError(VdcmError):
 
 class StoreError(VdcmError):
     """A definition cannot be stored, or what is stored cannot be used; names the file."""
+
+
+class ResourceError(VdcmError):
+    """A parent has none left of what an ADI needs; the message names it and how much is in use."""
 
 
 class StateError(VdcmError):

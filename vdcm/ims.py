@@ -12,7 +12,7 @@ import os
 from typing import Any, Final
 
 from vdcm._native import ffi, lib
-from vdcm.errors import DeclarationError, StateError, VdcmError
+from vdcm.errors import DeclarationError, ResourceError, StateError, VdcmError
 from vdcm.interrupts import Interrupts
 
 MAX_ENTRIES: Final[int] = lib.VDCM_IMS_MAX
@@ -198,11 +198,11 @@ class ImsStorage:
         return self.size - len(self._entries)
 
     def allocate(self) -> ImsEntry:
-        """An entry that is routed nowhere; StateError if all are in use."""
+        """An entry that is routed nowhere; ResourceError if all are in use."""
         handle = ffi.new("uint32_t *")
         result = lib.vdcm_ims_allocate(self.native, handle)
         if result == -errno.ENOSPC:
-            raise StateError(
+            raise ResourceError(
                 f"{self.name}: all {self.size} IMS entries are in use: release ADIs, or define the "
                 "parent with more entries"
             )

@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 from typing import Any, ClassVar, Final, TypeVar
 
 from vdcm.errors import DeclarationError, VdcmError
+from vdcm.host import HostDriver
 from vdcm.properties import Configurable, PropertyError, properties_of
 from vdcm.vdev import Vdev
 
@@ -40,7 +41,7 @@ class Parent(Configurable):
     """
 
     types: ClassVar[Mapping[str, type[Vdev] | VdevType]] = {}
-    driver: Any = None
+    driver: HostDriver | None = None
 
     def __init__(self, name: str) -> None:
         self.name: Final = name

@@ -21,10 +21,12 @@ from enum import Enum
 from typing import Any, ClassVar, Final
 
 from vdcm import dma
+from vdcm.adi import Adi
 from vdcm.bars import Bar
-from vdcm.errors import DeclarationError, DmaError, StateError
+from vdcm.errors import DeclarationError, DmaError, ResourceError, StateError
+from vdcm.host import HostDriver
 from vdcm.interrupts import Interrupts
-from vdcm.pasid import PASIDS
+from vdcm.pasid import PASIDS, GuestPasids
 from vdcm.pci import (
     Capability,
     Command,
@@ -40,6 +42,7 @@ from vdcm.pci import (
 from vdcm.properties import Configurable, properties_of
 from vdcm.protocol import Irq, Region
 from vdcm.registers import AccessRecord
+from vdcm.sweep import Report
 from vdcm.transport import IrqAction, RegionDescription, Session
 
 
@@ -57,9 +60,12 @@ class Vdev(Configurable):
     """One virtual device. ``name`` is unique in the process and appears in every message.
 
     ``bars``: at most six, each index once. ``capabilities``: beyond the PCI Express and power
-    management ones, which every VDEV has. Raises DeclarationError for what cannot be composed.
+    management ones, which every VDEV has. ``drivers``: the host drivers of the parents that its
+    ADIs come from, the first with a free one each time. Raises DeclarationError for what cannot be
+    composed.
 
-    A model may define ``on_reset(self)``, called when the function has been reset.
+    A model may define ``on_reset(self)``, called when the function has been reset, and
+    ``on_adi_report(self, adi, report)``, called with what an ADI's C has to say.
     """
 
     identity: ClassVar[Identity]
@@ -67,7 +73,11 @@ class Vdev(Configurable):
     """The device has an interrupt line (INTA#)."""
 
     def __init__(
-        self, name: str, bars: Sequence[Bar] = (), capabilities: Sequence[Capability] = ()
+        self,
+        name: str,
+        bars: Sequence[Bar] = (),
+        capabilities: Sequence[Capability] = (),
+        drivers: Sequence[HostDriver] = (),
     ) -> None:
         self.name: Final = name
         self.state = VdevState.READY
@@ -99,7 +109,11 @@ class Vdev(Configurable):
         self._writers = {index: bar.writer for index, bar in self.bars.items()}
         self._readers[Region.CONFIG] = self.config.space.read
         self._writers[Region.CONFIG] = self.config.space.write
+        self.drivers: Final = tuple(drivers)
+        self.adis: Final[list[Adi]] = []
         self.address_space: Final = dma.SecondLevel()
+        self.guest_pasids: Final = GuestPasids(self.address_space)
+        """What stands for a host PASID in work that names a PASID of the guest (3.3)."""
         self.pasid: Final = PASIDS.allocate(self.address_space)
 
     def _place_msix(self, msix: MsiX) -> None:
@@ -114,6 +128,48 @@ class Vdev(Configurable):
             self.bars[bar].place(offset, part)
 
     # What a model calls.
+
+    def add_adi(self, type_name: str, vectors: Sequence[int] = ()) -> Adi:
+        """Take an ADI from the first of ``drivers`` that has one left, with this VDEV's PASID.
+
+        Its messages become interrupts of the MSI-X ``vectors``, one each. Raises ResourceError when
+        no driver has one left, naming what is lacking.
+        """
+        adi = self._allocate(type_name)
+        try:
+            if len(vectors) != len(adi.messages):
+                raise DeclarationError(
+                    f"{self.name}: {adi.name} has {len(adi.messages)} messages, and there are "
+                    f"{len(vectors)} vectors for them"
+                )
+            for entry, vector in zip(adi.messages, vectors, strict=True):
+                entry.route(self.interrupts, vector)
+            adi.driver.set_pasid(adi, self.pasid)
+            adi.driver.set_guest_pasids(adi, self.guest_pasids)
+            adi.driver.set_bus_master(adi, Command.BUS_MASTER in self.config.header.command)
+        except BaseException:
+            adi.driver.release(adi)
+            raise
+        adi.on_report = self.on_adi_report
+        self.adis.append(adi)
+        return adi
+
+    def _allocate(self, type_name: str) -> Adi:
+        lacking = []
+        for driver in self.drivers:
+            try:
+                return driver.allocate(type_name, self.name)
+            except ResourceError as error:
+                lacking.append(str(error))
+        raise ResourceError("; ".join(lacking) or f"{self.name} has no parent that has ADIs")
+
+    def remove_adi(self, adi: Adi) -> None:
+        """Give an ADI back; what it has not finished is discarded."""
+        self.adis.remove(adi)
+        adi.driver.release(adi)
+
+    def on_adi_report(self, adi: Adi, report: Report) -> None:
+        """An ADI's C reported something that concerns the guest: an error above all (2.6)."""
 
     def dma_read(self, iova: int, length: int) -> bytes:
         """``length`` bytes of guest memory under this VDEV's PASID.
@@ -192,6 +248,10 @@ class Vdev(Configurable):
         try:
             self._say("reset")
             self.resets += 1
+            # First the ADIs, so that nothing of theirs comes after the reset (2.7).
+            for adi in tuple(self.adis):
+                adi.driver.reset(adi)
+            self.guest_pasids.clear()
             # What is pending goes first: the end of a mask would deliver it.
             for bar in self.bars.values():
                 bar.reset()
@@ -269,6 +329,8 @@ class Vdev(Configurable):
                 "resets": self.resets,
                 "messages": self.session.messages if self.session is not None else 0,
             },
+            "adis": [adi.describe() for adi in self.adis],
+            "guest_pasids": dict(self.guest_pasids.bindings),
             "properties": {name: getattr(self, name) for name in properties_of(type(self))},
         }
 
@@ -279,6 +341,9 @@ class Vdev(Configurable):
         if self.session is not None:
             raise StateError(f"{self.name} has a client: stop serving it first")
         self.state = VdevState.CLOSED
+        for adi in tuple(self.adis):
+            self.remove_adi(adi)
+        self.guest_pasids.clear()
         PASIDS.release(self.pasid)
         for bar in self.bars.values():
             bar.close()
@@ -299,6 +364,8 @@ class _Events(ConfigEvents):
         self._vdev.interrupts.set_enabled(
             Irq.INTX, enabled=True, all_masked=Command.INTX_DISABLE in command
         )
+        for adi in self._vdev.adis:
+            adi.driver.set_bus_master(adi, Command.BUS_MASTER in command)
 
     def on_msi_change(self, msi: Msi) -> None:
         given = msi.vectors_enabled if msi.enabled else None

@@ -17,7 +17,11 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"protocol", "properties", "environment", "_native"}),
     frozenset({"pci", "registers", "pasid", "transport", "client"}),
     frozenset({"bars", "interrupts", "dma", "function"}),
-    frozenset({"vdev", "mailbox", "ims"}),
+    frozenset({"ims"}),
+    frozenset({"sweep"}),
+    frozenset({"adi"}),
+    frozenset({"host"}),
+    frozenset({"vdev", "mailbox"}),
     frozenset({"parent", "store"}),
     frozenset({"definition"}),
     frozenset({"catalog", "entry"}),
@@ -27,7 +31,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cli"}),
     frozenset({"__main__"}),
 )
-LAYERS_WITHIN = {("pci", "registers")}
+# An ADI knows its host driver only to be typed.
+LAYERS_WITHIN = {("pci", "registers"), ("adi", "host")}
 # C is reached through these; the others use what they offer.
 NATIVE_USERS = {"transport", "pasid", "ims", "sweep"}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from vdcm._native import lib
-from vdcm.errors import DeclarationError, StateError, VdcmError
+from vdcm.errors import DeclarationError, ResourceError, StateError, VdcmError
 from vdcm.ims import MAX_ENTRIES, ImsEntry, ImsStorage
 from vdcm.interrupts import Interrupts
 from vdcm.protocol import Irq
@@ -95,7 +95,7 @@ def test_entries_are_allocated_until_there_are_none() -> None:
     entries = [storage.allocate() for _ in range(130)]
     assert sorted(entry.index for entry in entries) == list(range(130))
     assert storage.free == 0
-    with pytest.raises(StateError, match=r"parent: all 130 IMS entries are in use.*release ADIs"):
+    with pytest.raises(ResourceError, match=r"all 130 IMS entries are in use.*release ADIs"):
         storage.allocate()
     entries[77].release()
     assert storage.free == 1

@@ -1,0 +1,347 @@
+/*
+ * Assignable device interfaces and their queues: whose memory and whose messages a device's C may
+ * use, and in which states it is called at all (Scalable IOV, 2.2, 2.5.2, 2.6, 2.7).
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "engine.h"
+
+enum { DEFAULT_WEIGHT = 16 };
+#define MAX_RATE (UINT64_C(1) << 50)
+
+/* ---- what a device's C calls ------------------------------------------------------------------ */
+
+static bool may_use(const vdcm_adi *a, uint32_t pasid)
+{
+    if (pasid == VDCM_NO_PASID) {
+        return false;
+    }
+    return pasid == a->primary || pasid == a->secondary ||
+           (a->guest_pasids != NULL && vdcm_pasid_map_holds(a->guest_pasids, pasid));
+}
+
+static int reach(vdcm_worker *worker, uint32_t pasid, uint64_t address, uint64_t length,
+                 bool write, void **memory, uint64_t *here)
+{
+    int error = -EPERM; /* an ADI has no way to another's memory (Scalable IOV, 2.6) */
+
+    if (may_use(worker->adi, pasid)) {
+        error = vdcm_reach(worker->reader, pasid, address, length, write, memory, here);
+    }
+    if (error != 0) {
+        worker->adi->counters.refused++;
+    }
+    return error;
+}
+
+static void leave(vdcm_worker *worker)
+{
+    vdcm_leave(worker->reader);
+}
+
+static int guarded(vdcm_worker *worker, int (*body)(void *), void *argument)
+{
+    (void)worker;
+    return vdcm_guarded(body, argument);
+}
+
+static uint32_t primary(vdcm_worker *worker)
+{
+    return worker->adi->primary;
+}
+
+static uint32_t secondary(vdcm_worker *worker)
+{
+    const vdcm_adi *a = worker->adi;
+
+    return a->secondary != VDCM_NO_PASID ? a->secondary : a->primary;
+}
+
+static uint32_t translate(vdcm_worker *worker, uint32_t guest_pasid)
+{
+    vdcm_pasid_map *map = worker->adi->guest_pasids;
+
+    return map != NULL ? vdcm_pasid_map_translate(map, guest_pasid) : VDCM_NO_PASID;
+}
+
+static int raise_message(vdcm_worker *worker, uint32_t message)
+{
+    vdcm_adi *a = worker->adi;
+
+    if (message >= a->n_messages) {
+        return -ERANGE; /* only messages of its own (Scalable IOV, 2.5.2) */
+    }
+    a->counters.messages++;
+    return vdcm_ims_raise(a->ims, a->messages[message]);
+}
+
+static bool report(vdcm_worker *worker, uint32_t code, const void *data, uint32_t size)
+{
+    vdcm_adi *a = worker->adi;
+    vdcm_adi_report *slot;
+
+    a->counters.reports++;
+    if (a->n_reports == VDCM_REPORTS || size > VDCM_REPORT_SIZE) {
+        a->counters.lost++;
+        return false;
+    }
+    slot = &a->reports[(a->first_report + a->n_reports) % VDCM_REPORTS];
+    slot->code = code;
+    slot->size = size;
+    memset(slot->data, 0, sizeof(slot->data));
+    if (size > 0) {
+        memcpy(slot->data, data, size);
+    }
+    a->n_reports++;
+    vdcm_adi_is_ready(a);
+    return true;
+}
+
+static const vdcm_services services = {
+    .abi = VDCM_FASTPATH_ABI,
+    .reach = reach,
+    .leave = leave,
+    .guarded = guarded,
+    .primary = primary,
+    .secondary = secondary,
+    .translate = translate,
+    .raise = raise_message,
+    .report = report,
+};
+
+uintptr_t vdcm_services_table(void)
+{
+    return (uintptr_t)&services;
+}
+
+/* ---- ADIs ------------------------------------------------------------------------------------- */
+
+void vdcm_adi_is_ready(vdcm_adi *a)
+{
+    vdcm_sweep *s = a->sweep;
+    uint64_t one = 1;
+
+    if (a->ready) {
+        return;
+    }
+    a->ready = true;
+    a->next_ready = s->ready;
+    s->ready = a;
+    /* Our own descriptor, and non-blocking: when it is full, it is readable. */
+    if (write(s->event_fd, &one, sizeof(one)) < 0) {
+        return;
+    }
+}
+
+vdcm_adi *vdcm_adi_new(vdcm_sweep *s, uint64_t id)
+{
+    vdcm_adi *a = calloc(1, sizeof(*a));
+
+    if (a != NULL) {
+        a->sweep = s;
+        a->id = id;
+        a->primary = a->secondary = VDCM_NO_PASID;
+        a->weight = DEFAULT_WEIGHT;
+    }
+    return a;
+}
+
+void vdcm_adi_free(vdcm_adi *a)
+{
+    vdcm_adi **link;
+
+    if (a == NULL) {
+        return;
+    }
+    while (a->queues != NULL) {
+        vdcm_queue_free(a->queues);
+    }
+    vdcm_sweep_lock(a->sweep);
+    vdcm_deactivate(a);
+    for (link = &a->sweep->ready; *link != NULL; link = &(*link)->next_ready) {
+        if (*link == a) {
+            *link = a->next_ready;
+            break;
+        }
+    }
+    vdcm_sweep_unlock(a->sweep);
+    free(a->messages);
+    free(a);
+}
+
+void vdcm_adi_set_pasids(vdcm_adi *a, uint32_t primary_pasid, uint32_t secondary_pasid)
+{
+    vdcm_sweep_lock(a->sweep);
+    a->primary = primary_pasid;
+    a->secondary = secondary_pasid;
+    vdcm_sweep_unlock(a->sweep);
+}
+
+void vdcm_adi_set_guest_pasids(vdcm_adi *a, vdcm_pasid_map *map)
+{
+    vdcm_sweep_lock(a->sweep);
+    a->guest_pasids = map;
+    vdcm_sweep_unlock(a->sweep);
+}
+
+int vdcm_adi_set_messages(vdcm_adi *a, vdcm_ims *ims, const uint32_t *entries, uint32_t count)
+{
+    uint32_t *copy = NULL;
+    uint32_t *old;
+
+    if (count > VDCM_MAX_MESSAGES) {
+        return -EINVAL;
+    }
+    if (count > 0) {
+        copy = malloc(count * sizeof(*copy));
+        if (copy == NULL) {
+            return -ENOMEM;
+        }
+        memcpy(copy, entries, count * sizeof(*copy));
+    }
+    vdcm_sweep_lock(a->sweep);
+    old = a->messages;
+    a->ims = ims;
+    a->messages = copy;
+    a->n_messages = count;
+    vdcm_sweep_unlock(a->sweep);
+    free(old);
+    return 0;
+}
+
+int vdcm_adi_set_qos(vdcm_adi *a, uint32_t weight, uint64_t rate)
+{
+    if (weight < 1 || weight > VDCM_MAX_WEIGHT || rate > MAX_RATE) {
+        return -EINVAL;
+    }
+    vdcm_sweep_lock(a->sweep);
+    a->weight = weight;
+    a->rate = rate;
+    a->tokens = 0;
+    a->refilled = 0; /* long ago: it begins with a burst */
+    vdcm_sweep_unlock(a->sweep);
+    vdcm_sweep_wake(a->sweep);
+    return 0;
+}
+
+size_t vdcm_adi_reports(vdcm_adi *a, vdcm_adi_report *out, size_t max)
+{
+    size_t count = 0;
+
+    vdcm_sweep_lock(a->sweep);
+    while (count < max && a->n_reports > 0) {
+        out[count++] = a->reports[a->first_report];
+        a->first_report = (a->first_report + 1) % VDCM_REPORTS;
+        a->n_reports--;
+    }
+    vdcm_sweep_unlock(a->sweep);
+    return count;
+}
+
+void vdcm_adi_count(vdcm_adi *a, vdcm_adi_counters *out)
+{
+    vdcm_sweep_lock(a->sweep);
+    *out = a->counters;
+    vdcm_sweep_unlock(a->sweep);
+}
+
+/* ---- queues ----------------------------------------------------------------------------------- */
+
+vdcm_queue *vdcm_queue_new(vdcm_adi *a, uintptr_t fastpath, uintptr_t device, bool doorbells)
+{
+    const vdcm_fastpath *ops = (const vdcm_fastpath *)fastpath;
+    vdcm_queue *q;
+
+    if (ops == NULL || ops->abi != VDCM_FASTPATH_ABI) {
+        errno = EINVAL;
+        return NULL;
+    }
+    q = calloc(1, sizeof(*q));
+    if (q == NULL) {
+        return NULL;
+    }
+    q->adi = a;
+    q->ops = ops;
+    q->device = (void *)device;
+    q->doorbells = doorbells;
+    q->state = VDCM_STOPPED;
+    vdcm_sweep_lock(a->sweep);
+    if (doorbells && !vdcm_doorbells_reserve(a->sweep)) {
+        vdcm_sweep_unlock(a->sweep);
+        free(q);
+        errno = ENOMEM;
+        return NULL;
+    }
+    q->next = a->queues;
+    a->queues = q;
+    vdcm_sweep_unlock(a->sweep);
+    return q;
+}
+
+void vdcm_queue_free(vdcm_queue *q)
+{
+    vdcm_sweep *s;
+    vdcm_queue **link;
+
+    if (q == NULL) {
+        return;
+    }
+    vdcm_queue_set_state(q, VDCM_STOPPED);
+    s = q->adi->sweep;
+    vdcm_sweep_lock(s);
+    for (link = &q->adi->queues; *link != q; link = &(*link)->next) {
+    }
+    *link = q->next;
+    if (q->doorbells) {
+        s->reserved--;
+    }
+    q->adi->turn = NULL;
+    vdcm_unkick(q);
+    vdcm_sweep_unlock(s);
+    free(q);
+}
+
+void vdcm_queue_set_state(vdcm_queue *q, int state)
+{
+    vdcm_sweep *s = q->adi->sweep;
+
+    vdcm_sweep_lock(s);
+    if (q->state == VDCM_RUNNING && state != VDCM_RUNNING) {
+        vdcm_doorbells_remove(q);
+    }
+    if (state == VDCM_RUNNING && q->state != VDCM_RUNNING) {
+        vdcm_doorbells_add(q);
+    }
+    q->state = state;
+    vdcm_queue_look_drained(q);
+    if (vdcm_runnable(q)) {
+        vdcm_activate(q->adi);
+    }
+    vdcm_sweep_unlock(s);
+    vdcm_sweep_wake(s);
+}
+
+int vdcm_queue_state(vdcm_queue *q)
+{
+    int state;
+
+    vdcm_sweep_lock(q->adi->sweep);
+    state = q->state;
+    vdcm_sweep_unlock(q->adi->sweep);
+    return state;
+}
+
+void vdcm_queue_abort(vdcm_queue *q)
+{
+    vdcm_sweep *s = q->adi->sweep;
+
+    vdcm_sweep_lock(s);
+    s->worker.adi = q->adi;
+    q->ops->abort(q->device, &s->worker);
+    vdcm_leave(s->worker.reader);
+    vdcm_queue_look_drained(q);
+    vdcm_sweep_unlock(s);
+}

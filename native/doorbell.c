@@ -1,0 +1,389 @@
+/*
+ * The sweep: one thread that looks at the doorbells of its queues and runs those that have work.
+ *
+ * A doorbell is a word of shared memory that a guest stores to; nobody is told. So the thread looks,
+ * and the only questions are how often and at what price. While there is work it looks at a queue as
+ * soon as that has run, and at some of the others every LOOK_NS. Without work it looks at all of
+ * them again and again for a while, then naps between two rounds, longer each time, up to a limit
+ * that keeps idling at about 1 % of a CPU. A queue without doorbells is kicked instead, which ends
+ * a nap; a sweep that has none with doorbells sleeps until then.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <linux/futex.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "engine.h"
+
+enum {
+    LOOKS = 64,           /* at queues in one step */
+    LOOK_NS = 10000,      /* between two looks at others while there is work */
+    FIRST_NAP_NS = 50000, /* the kernel wakes nobody up much earlier */
+    WAKE_NS = 10000,      /* what a nap costs beside the round of looks */
+    IDLE_SHARE = 100      /* one part of so many is spent on idling */
+};
+#define LONGEST_NAP_NS UINT64_C(20000000)
+
+uint64_t vdcm_now(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
+}
+
+/* ---- the lock, and waking ---------------------------------------------------------------------- */
+
+static void spin_lock(atomic_flag *lock)
+{
+    while (atomic_flag_test_and_set_explicit(lock, memory_order_acquire)) {
+        sched_yield(); /* whoever has it may be waiting for this very CPU */
+    }
+}
+
+void vdcm_sweep_lock(vdcm_sweep *s)
+{
+    atomic_fetch_add_explicit(&s->waiters, 1, memory_order_relaxed);
+    spin_lock(&s->lock);
+    atomic_fetch_sub_explicit(&s->waiters, 1, memory_order_relaxed);
+}
+
+void vdcm_sweep_unlock(vdcm_sweep *s)
+{
+    atomic_flag_clear_explicit(&s->lock, memory_order_release);
+}
+
+void vdcm_sweep_wake(vdcm_sweep *s)
+{
+    /*
+     * seq_cst: the word is changed before `napping` is read. The thread says that it naps before it
+     * compares the word (the kernel does), so one of the two sees the other.
+     */
+    atomic_fetch_add(&s->wake, 1);
+    if (atomic_load(&s->napping)) {
+        (void)syscall(SYS_futex, &s->wake, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+    }
+}
+
+/* Until `word` is no longer the value of s->wake, or `ns` have passed (UINT64_MAX: no limit). */
+static void nap(vdcm_sweep *s, unsigned word, uint64_t ns)
+{
+    struct timespec limit = {.tv_sec = (time_t)(ns / UINT64_C(1000000000)),
+                             .tv_nsec = (long)(ns % UINT64_C(1000000000))};
+
+    atomic_fetch_add_explicit(&s->naps, 1, memory_order_relaxed);
+    atomic_store(&s->napping, true);
+    (void)syscall(SYS_futex, &s->wake, FUTEX_WAIT_PRIVATE, word, ns == UINT64_MAX ? NULL : &limit,
+                  NULL, 0);
+    atomic_store(&s->napping, false);
+}
+
+/* ---- doorbells and kicks ----------------------------------------------------------------------- */
+
+bool vdcm_doorbells_reserve(vdcm_sweep *s)
+{
+    if (s->reserved == s->room) {
+        size_t room = s->room != 0 ? 2 * s->room : 16;
+        vdcm_queue **doorbells = realloc(s->doorbells, room * sizeof(vdcm_queue *));
+
+        if (doorbells == NULL) {
+            return false;
+        }
+        s->doorbells = doorbells;
+        s->room = room;
+    }
+    s->reserved++;
+    return true;
+}
+
+void vdcm_doorbells_add(vdcm_queue *q)
+{
+    vdcm_sweep *s = q->adi->sweep;
+
+    if (q->doorbells) {
+        q->place = s->n_doorbells++;
+        s->doorbells[q->place] = q;
+        s->in_vain = 0;
+    }
+}
+
+void vdcm_doorbells_remove(vdcm_queue *q)
+{
+    vdcm_sweep *s = q->adi->sweep;
+
+    if (q->doorbells) {
+        vdcm_queue *last = s->doorbells[--s->n_doorbells];
+
+        s->doorbells[q->place] = last;
+        last->place = q->place;
+    }
+}
+
+void vdcm_queue_kick(vdcm_queue *q)
+{
+    vdcm_sweep *s = q->adi->sweep;
+
+    if (!atomic_exchange(&q->kicked, true)) {
+        spin_lock(&s->kick_lock);
+        q->next_kicked = atomic_load_explicit(&s->kicked, memory_order_relaxed);
+        atomic_store_explicit(&s->kicked, q, memory_order_release);
+        atomic_flag_clear_explicit(&s->kick_lock, memory_order_release);
+    }
+    vdcm_sweep_wake(s);
+}
+
+void vdcm_unkick(vdcm_queue *q)
+{
+    vdcm_sweep *s = q->adi->sweep;
+    vdcm_queue *list;
+
+    spin_lock(&s->kick_lock);
+    list = atomic_load_explicit(&s->kicked, memory_order_relaxed);
+    if (list == q) {
+        atomic_store_explicit(&s->kicked, q->next_kicked, memory_order_relaxed);
+    } else {
+        for (; list != NULL; list = list->next_kicked) {
+            if (list->next_kicked == q) {
+                list->next_kicked = q->next_kicked;
+                break;
+            }
+        }
+    }
+    atomic_flag_clear_explicit(&s->kick_lock, memory_order_release);
+}
+
+static void look_at_kicked(vdcm_sweep *s)
+{
+    vdcm_queue *q;
+
+    if (atomic_load_explicit(&s->kicked, memory_order_acquire) == NULL) {
+        return;
+    }
+    spin_lock(&s->kick_lock);
+    q = atomic_exchange_explicit(&s->kicked, NULL, memory_order_relaxed);
+    atomic_flag_clear_explicit(&s->kick_lock, memory_order_release);
+    while (q != NULL) {
+        vdcm_queue *next = q->next_kicked;
+
+        /* Cleared before the look: a kick from now on is about something that may not be seen. */
+        atomic_store(&q->kicked, false);
+        if (q->state == VDCM_RUNNING) {
+            (void)vdcm_look(q);
+        } else if (vdcm_runnable(q)) {
+            vdcm_activate(q->adi);
+        }
+        q = next;
+    }
+}
+
+static void look_around(vdcm_sweep *s)
+{
+    size_t looks = s->n_doorbells < LOOKS ? s->n_doorbells : LOOKS;
+
+    for (size_t i = 0; i < looks; i++) {
+        if (s->cursor >= s->n_doorbells) {
+            s->cursor = 0;
+        }
+        s->in_vain = vdcm_look(s->doorbells[s->cursor++]) ? 0 : s->in_vain + 1;
+    }
+    s->looks += looks;
+}
+
+/* ---- the thread -------------------------------------------------------------------------------- */
+
+/* Under the lock. */
+static uint64_t step(vdcm_sweep *s, uint64_t now, uint64_t *wait)
+{
+    uint64_t done;
+
+    look_at_kicked(s);
+    if (s->active == NULL || now >= s->next_look) {
+        look_around(s);
+        s->next_look = now + LOOK_NS;
+    }
+    done = vdcm_arbitrate(s, now, wait);
+    if (done != 0) {
+        s->in_vain = 0;
+    }
+    return done;
+}
+
+uint64_t vdcm_sweep_step(vdcm_sweep *s, uint64_t now_ns, uint64_t *wait_ns)
+{
+    uint64_t done;
+
+    spin_lock(&s->lock);
+    done = step(s, now_ns, wait_ns);
+    vdcm_sweep_unlock(s);
+    return done;
+}
+
+static void *sweep(void *argument)
+{
+    vdcm_sweep *s = argument;
+    uint64_t idle_since = vdcm_now();
+    uint64_t round_begin = idle_since;
+    uint64_t longest = s->nap_ns;
+    uint64_t this_nap = FIRST_NAP_NS;
+
+    while (!atomic_load_explicit(&s->stopping, memory_order_relaxed)) {
+        unsigned word = atomic_load(&s->wake); /* before the looks that a nap relies on */
+        uint64_t now = vdcm_now();
+        uint64_t wait;
+        uint64_t done;
+        bool round;
+        bool doorbells;
+
+        while (atomic_load_explicit(&s->waiters, memory_order_relaxed) != 0) {
+            sched_yield();
+        }
+        spin_lock(&s->lock);
+        done = step(s, now, &wait);
+        round = s->in_vain >= s->n_doorbells;
+        doorbells = s->n_doorbells != 0;
+        vdcm_sweep_unlock(s);
+        if (done != 0) {
+            idle_since = now;
+            this_nap = FIRST_NAP_NS;
+            continue;
+        }
+        if (!round) {
+            continue; /* not all have been looked at yet */
+        }
+        now = vdcm_now();
+        if (now - idle_since < s->spin_ns) {
+            sched_yield(); /* to the guest, which may be on this CPU */
+            round_begin = now;
+            s->in_vain = 0;
+            continue;
+        }
+        longest = (now - round_begin + WAKE_NS) * IDLE_SHARE;
+        longest = longest < s->nap_ns ? s->nap_ns : longest;
+        longest = longest > LONGEST_NAP_NS ? LONGEST_NAP_NS : longest;
+        atomic_store_explicit(&s->longest, longest, memory_order_relaxed);
+        if (!doorbells) {
+            nap(s, word, wait);
+        } else {
+            this_nap = this_nap < longest ? this_nap : longest;
+            nap(s, word, wait < this_nap ? wait : this_nap);
+            this_nap *= 2;
+        }
+        if (atomic_load(&s->wake) != word) {
+            idle_since = vdcm_now(); /* somebody had a reason */
+            this_nap = FIRST_NAP_NS;
+        }
+        round_begin = vdcm_now();
+        s->in_vain = 0;
+    }
+    return NULL;
+}
+
+vdcm_sweep *vdcm_sweep_new_stepped(void)
+{
+    vdcm_sweep *s = calloc(1, sizeof(*s));
+    int error;
+
+    if (s == NULL) {
+        return NULL;
+    }
+    s->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    s->worker.reader = vdcm_reader_new();
+    if (s->event_fd < 0 || s->worker.reader == NULL) {
+        error = errno;
+        vdcm_sweep_free(s);
+        errno = error;
+        return NULL;
+    }
+    return s;
+}
+
+vdcm_sweep *vdcm_sweep_new(uint64_t spin_ns, uint64_t nap_ns)
+{
+    vdcm_sweep *s = vdcm_sweep_new_stepped();
+    sigset_t all;
+    sigset_t before;
+    int error;
+
+    if (s == NULL) {
+        return NULL;
+    }
+    s->spin_ns = spin_ns;
+    s->nap_ns = nap_ns;
+    /* Signals are the main thread's; those that a thread causes itself cannot be put off. */
+    sigfillset(&all);
+    sigdelset(&all, SIGBUS);
+    sigdelset(&all, SIGSEGV);
+    sigdelset(&all, SIGFPE);
+    sigdelset(&all, SIGILL);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    error = pthread_create(&s->thread, NULL, sweep, s);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (error != 0) {
+        vdcm_sweep_free(s);
+        errno = error;
+        return NULL;
+    }
+    s->threaded = true;
+    pthread_setname_np(s->thread, "vdcm-sweep");
+    return s;
+}
+
+void vdcm_sweep_free(vdcm_sweep *s)
+{
+    if (s == NULL) {
+        return;
+    }
+    if (s->threaded) {
+        atomic_store(&s->stopping, true);
+        vdcm_sweep_wake(s);
+        pthread_join(s->thread, NULL);
+    }
+    vdcm_reader_free(s->worker.reader);
+    if (s->event_fd >= 0) {
+        close(s->event_fd);
+    }
+    free(s->doorbells);
+    free(s);
+}
+
+int vdcm_sweep_fd(const vdcm_sweep *s)
+{
+    return s->event_fd;
+}
+
+size_t vdcm_sweep_ready(vdcm_sweep *s, uint64_t *ids, size_t max)
+{
+    size_t count = 0;
+    uint64_t ignored;
+    bool more;
+
+    vdcm_sweep_lock(s);
+    while (s->ready != NULL && count < max) {
+        vdcm_adi *a = s->ready;
+
+        s->ready = a->next_ready;
+        a->ready = false;
+        ids[count++] = a->id;
+    }
+    more = s->ready != NULL;
+    if (!more && read(s->event_fd, &ignored, sizeof(ignored)) < 0) {
+        ignored = 0; /* it was not readable, which is what we want */
+    }
+    vdcm_sweep_unlock(s);
+    return count;
+}
+
+void vdcm_sweep_count(vdcm_sweep *s, vdcm_sweep_counters *out)
+{
+    vdcm_sweep_lock(s);
+    out->looks = s->looks;
+    vdcm_sweep_unlock(s);
+    out->naps = atomic_load_explicit(&s->naps, memory_order_relaxed);
+    out->longest = atomic_load_explicit(&s->longest, memory_order_relaxed);
+}

@@ -1,0 +1,126 @@
+/* What doorbell.c and adi.c have of each other. */
+#ifndef VDCM_ENGINE_H
+#define VDCM_ENGINE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "fastpath.h"
+#include "sweep.h"
+
+struct vdcm_worker {
+    vdcm_reader *reader;
+    vdcm_adi *adi; /* on whose behalf it works now */
+};
+
+struct vdcm_queue {
+    vdcm_adi *adi;
+    const vdcm_fastpath *ops;
+    void *device;
+    int state;
+    bool doorbells;
+    size_t place;           /* in the sweep's list of doorbells */
+    struct vdcm_queue *next; /* of the same ADI */
+    atomic_bool kicked;      /* it is in the sweep's list of kicked ones */
+    struct vdcm_queue *next_kicked;
+};
+
+struct vdcm_adi {
+    vdcm_sweep *sweep;
+    uint64_t id;
+    uint32_t primary;
+    uint32_t secondary;
+    vdcm_pasid_map *guest_pasids;
+    vdcm_ims *ims;
+    uint32_t *messages;
+    uint32_t n_messages;
+
+    /* arbiter.c */
+    uint32_t weight;
+    uint64_t rate;    /* units a second, 0: no limit */
+    int64_t tokens;   /* units that the rate limit allows now */
+    uint64_t refilled; /* ns, when tokens were last added */
+    int64_t deficit;  /* units that it may do in this round */
+    bool active;      /* in the sweep's ring of ADIs with work */
+    vdcm_adi *previous_active;
+    vdcm_adi *next_active;
+    vdcm_queue *queues;
+    vdcm_queue *turn; /* the queue whose turn it is */
+
+    vdcm_adi_report reports[VDCM_REPORTS];
+    size_t first_report;
+    size_t n_reports;
+    bool ready; /* in the sweep's list of ADIs with something to say */
+    vdcm_adi *next_ready;
+    vdcm_adi_counters counters;
+};
+
+struct vdcm_sweep {
+    struct vdcm_worker worker;
+    /*
+     * Held by the thread for one step at a time, and by whoever changes anything. Not a sleeping
+     * lock; `waiters` makes the thread let the others in first, or it would always win.
+     */
+    atomic_flag lock;
+    atomic_int waiters;
+
+    vdcm_queue **doorbells; /* RUNNING queues with doorbells */
+    size_t n_doorbells;
+    size_t room;
+    size_t reserved; /* queues with doorbells, RUNNING or not */
+    size_t cursor;   /* the next one to look at */
+    size_t in_vain;  /* looks since there was work last */
+    vdcm_adi *active; /* ring; the one whose turn it is */
+    vdcm_adi *ready;
+    int event_fd;
+
+    atomic_flag kick_lock;
+    vdcm_queue *_Atomic kicked;
+    atomic_uint wake; /* changed to end a nap, a futex */
+    atomic_bool napping;
+    atomic_bool stopping;
+    uint64_t spin_ns;
+    uint64_t nap_ns;
+    uint64_t looks;
+    uint64_t next_look; /* ns, while there is work */
+    bool threaded;
+    _Atomic uint64_t naps;
+    _Atomic uint64_t longest;
+    pthread_t thread;
+};
+
+/* ---- doorbell.c ---- */
+
+/* Nanoseconds of the monotonic clock. */
+uint64_t vdcm_now(void);
+void vdcm_sweep_lock(vdcm_sweep *s);
+void vdcm_sweep_unlock(vdcm_sweep *s);
+void vdcm_sweep_wake(vdcm_sweep *s);
+/* Room for one more queue with doorbells, so that adding it later cannot fail. */
+bool vdcm_doorbells_reserve(vdcm_sweep *s);
+void vdcm_doorbells_add(vdcm_queue *q);
+void vdcm_doorbells_remove(vdcm_queue *q);
+/* Forget that it was kicked. */
+void vdcm_unkick(vdcm_queue *q);
+
+/* ---- arbiter.c ---- */
+
+void vdcm_activate(vdcm_adi *a);
+void vdcm_deactivate(vdcm_adi *a);
+bool vdcm_runnable(const vdcm_queue *q);
+/* Look at `queue` (RUNNING): accept what is there, and make its ADI active. True: there is work. */
+bool vdcm_look(vdcm_queue *queue);
+/*
+ * Run the ADI whose turn it is. Returns the units done; 0 when none may run, *wait being then the ns
+ * until the rate limit lets one (UINT64_MAX: there is no work).
+ */
+uint64_t vdcm_arbitrate(vdcm_sweep *s, uint64_t now, uint64_t *wait);
+/* DRAINING and empty: STOPPED, and that is said. */
+void vdcm_queue_look_drained(vdcm_queue *q);
+
+/* ---- adi.c ---- */
+
+/* It has something to say. */
+void vdcm_adi_is_ready(vdcm_adi *a);
+
+#endif

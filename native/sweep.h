@@ -1,0 +1,120 @@
+/*
+ * The direct path: a thread that sweeps the doorbells of its queues and runs them (doorbell.c), in
+ * the shares and within the limits of the ADIs that they belong to (adi.c, arbiter.c). None of this
+ * knows a device: what a queue does is in the device's own table (fastpath.h).
+ *
+ * Everything here is called from one control thread, except where it says otherwise. A call that
+ * changes something waits for the sweep to finish what it is doing, which takes as long as the
+ * largest budget (64 KiB of work); nothing waits for the guest.
+ */
+#ifndef VDCM_SWEEP_H
+#define VDCM_SWEEP_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "ims.h"
+#include "memory.h"
+
+/* cffi: begin */
+
+typedef struct vdcm_sweep vdcm_sweep;
+typedef struct vdcm_adi vdcm_adi;
+typedef struct vdcm_queue vdcm_queue;
+
+enum {
+    VDCM_STOPPED, /* neither looked at nor run; what was accepted is kept */
+    VDCM_RUNNING,
+    VDCM_DRAINING /* run, but nothing is accepted; becomes STOPPED, and is reported, when empty */
+};
+
+enum {
+    VDCM_REPORTS = 16, /* of one ADI that wait for the host driver; more are counted and lost */
+    VDCM_MAX_WEIGHT = 255,
+    VDCM_MAX_MESSAGES = 2048 /* of one ADI */
+};
+
+/* ---- doorbell.c: a sweep thread -------------------------------------------------------------- */
+
+/*
+ * After the last work it stays awake for `spin_ns`, and then naps for longer and longer, `nap_ns` at
+ * most; with many doorbells to look at, longer than that, so that idling takes about 1 % of a CPU.
+ * NULL with errno set if there can be no thread.
+ */
+vdcm_sweep *vdcm_sweep_new(uint64_t spin_ns, uint64_t nap_ns);
+/* One without a thread: it does something only in vdcm_sweep_step(). */
+vdcm_sweep *vdcm_sweep_new_stepped(void);
+/*
+ * What the thread does between two looks at its clock, at the time `now_ns`: looks at some doorbells,
+ * runs one queue. Returns the units done; 0 if there was nothing that may run, *wait_ns being then
+ * when the rate limit lets something (UINT64_MAX: there is no work).
+ */
+uint64_t vdcm_sweep_step(vdcm_sweep *s, uint64_t now_ns, uint64_t *wait_ns);
+/* Its ADIs must have been freed. */
+void vdcm_sweep_free(vdcm_sweep *s);
+/* Readable when an ADI has something to say (vdcm_sweep_ready). */
+int vdcm_sweep_fd(const vdcm_sweep *s);
+/* The ids of the ADIs that have reports or have drained since they were last listed here. */
+size_t vdcm_sweep_ready(vdcm_sweep *s, uint64_t *ids, size_t max);
+
+typedef struct {
+    uint64_t looks;   /* at one queue's doorbells */
+    uint64_t naps;
+    uint64_t longest; /* nanoseconds of the longest nap there may be now */
+} vdcm_sweep_counters;
+void vdcm_sweep_count(vdcm_sweep *s, vdcm_sweep_counters *out);
+
+/* ---- adi.c: assignable device interfaces ----------------------------------------------------- */
+
+/* `id` is how vdcm_sweep_ready() names it. NULL without memory. */
+vdcm_adi *vdcm_adi_new(vdcm_sweep *s, uint64_t id);
+/* Frees its queues with it. */
+void vdcm_adi_free(vdcm_adi *a);
+/* Host PASIDs or VDCM_NO_PASID; only host software calls this (Scalable IOV, 2.6). */
+void vdcm_adi_set_pasids(vdcm_adi *a, uint32_t primary, uint32_t secondary);
+/* The VDEV's table for work that names a PASID of the guest (3.3); NULL: there is none. */
+void vdcm_adi_set_guest_pasids(vdcm_adi *a, vdcm_pasid_map *map);
+/* Its interrupt messages: entries of `ims`, in the order in which the device counts them. */
+int vdcm_adi_set_messages(vdcm_adi *a, vdcm_ims *ims, const uint32_t *entries, uint32_t count);
+/* Share under contention (1 to VDCM_MAX_WEIGHT), and units a second at most (0: no limit). */
+int vdcm_adi_set_qos(vdcm_adi *a, uint32_t weight, uint64_t rate);
+
+typedef struct {
+    uint32_t code;
+    uint32_t size;
+    uint8_t data[64];
+} vdcm_adi_report;
+/* Takes the oldest reports away; how many. */
+size_t vdcm_adi_reports(vdcm_adi *a, vdcm_adi_report *out, size_t max);
+
+typedef struct {
+    uint64_t units;    /* of work done, in general bytes */
+    uint64_t messages; /* generated */
+    uint64_t refused;  /* accesses to memory */
+    uint64_t reports;
+    uint64_t lost;     /* reports that found the ring full */
+    uint64_t throttled; /* times that the rate limit held work back */
+} vdcm_adi_counters;
+void vdcm_adi_count(vdcm_adi *a, vdcm_adi_counters *out);
+
+/*
+ * `fastpath` is a `const vdcm_fastpath *`, `device` what its functions get. With `doorbells` the
+ * sweep looks at them; without, the queue is looked at when vdcm_queue_kick() says so. It begins
+ * STOPPED. NULL with errno EINVAL if the table is of another version, ENOMEM.
+ */
+vdcm_queue *vdcm_queue_new(vdcm_adi *a, uintptr_t fastpath, uintptr_t device, bool doorbells);
+void vdcm_queue_free(vdcm_queue *q);
+/* When this returns, nothing of what the state forbids is going on (2.7). */
+void vdcm_queue_set_state(vdcm_queue *q, int state);
+int vdcm_queue_state(vdcm_queue *q);
+/* Discard what was accepted and is not finished. */
+void vdcm_queue_abort(vdcm_queue *q);
+/* There is work in it. From any thread. */
+void vdcm_queue_kick(vdcm_queue *q);
+/* The const vdcm_services * that all devices get. */
+uintptr_t vdcm_services_table(void);
+
+/* cffi: end */
+
+#endif

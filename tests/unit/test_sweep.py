@@ -1,0 +1,379 @@
+"""The sweep and its arbitration, with a small device in C (probe_device.c).
+
+Most tests step the sweep by hand, at times of their own: what they check is exact. The rest have
+the thread do it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from probe import GUEST_PASID_7, SECONDARY, Probe, fastpath
+
+from vdcm.errors import StateError, VdcmError
+from vdcm.sweep import WEIGHTS, AdiPath, QueueState, Sweep
+
+PATIENCE = 20.0  # seconds after which something is said to hang
+MS = 1_000_000
+
+
+class Bench:
+    """Some ADIs on a stepped sweep, each with one queue."""
+
+    def __init__(self) -> None:
+        self.sweep = Sweep(stepped=True)
+        self.now = 10**12
+        self.events: list[AdiPath] = []
+        self.paths: list[AdiPath] = []
+
+    def probe(self, weight: int = 16, rate: int = 0, **settings: int) -> Probe:
+        path = self.sweep.adi(self.events.append)
+        path.set_qos(weight, rate)
+        self.paths.append(path)
+        probe = Probe(path, **settings)
+        probe.queue.state = QueueState.RUNNING
+        return probe
+
+    def run(self, steps: int = 1000, ns: int = 1000) -> int:
+        """``steps`` of ``ns`` each, fewer if there is nothing more to do. The units done."""
+        total = in_vain = 0
+        for _ in range(steps):
+            done, wait = self.sweep.step(self.now)
+            total += done
+            self.now += ns
+            in_vain = 0 if done or wait is not None else in_vain + 1
+            if in_vain > len(self.paths):  # one step looks at one doorbell at least
+                break
+        return total
+
+    def close(self) -> None:
+        for path in self.paths:
+            path.close()
+        self.sweep.close()
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    made = Bench()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def sweep() -> Iterator[Sweep]:
+    made = Sweep()
+    yield made
+    made.close()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.001)
+
+
+def test_what_a_doorbell_says_is_run(bench: Bench) -> None:
+    probe = bench.probe(cost=100)
+    assert bench.run() == 0
+    probe.ring(3)
+    assert bench.run() == 300
+    assert (probe.done, bench.paths[0].counters()["units"]) == (3, 300)
+
+
+def test_a_queue_without_doorbells_is_looked_at_when_kicked(bench: Bench) -> None:
+    probe = bench.probe(doorbells=False)
+    probe.ring()
+    bench.run()
+    assert probe.done == 0
+    probe.queue.kick()
+    probe.queue.kick()
+    bench.run()
+    assert probe.done == 1
+
+
+def test_stopped_keeps_and_abort_discards(bench: Bench) -> None:
+    probe = bench.probe(cost=64 << 10)
+    probe.ring(3)
+    bench.sweep.step(bench.now)
+    probe.queue.state = QueueState.STOPPED
+    done = probe.done
+    assert 0 < done < 3
+    probe.ring(2)
+    bench.run()
+    assert (probe.done, probe.device.accepted) == (done, 3)
+    probe.queue.state = QueueState.RUNNING
+    bench.run()
+    assert probe.done == 5
+    probe.ring(4)
+    probe.queue.state = QueueState.STOPPED
+    probe.device.accepted = 9  # as if it had been looked at
+    probe.queue.abort()
+    probe.queue.state = QueueState.RUNNING
+    bench.run()
+    assert probe.device.aborted == 4
+
+
+def test_draining_accepts_nothing_and_says_when_it_is_done(bench: Bench) -> None:
+    probe = bench.probe(cost=64 << 10)
+    probe.ring(3)
+    bench.sweep.step(bench.now)
+    probe.ring(5)
+    probe.queue.state = QueueState.DRAINING
+    bench.sweep.look()
+    assert not bench.events
+    bench.run()
+    bench.sweep.look()
+    assert bench.events == bench.paths
+    assert (probe.done, probe.queue.state) == (probe.device.accepted, QueueState.STOPPED)
+    assert probe.done < 8
+
+
+def test_an_empty_queue_has_drained_at_once(bench: Bench) -> None:
+    probe = bench.probe()
+    probe.queue.state = QueueState.DRAINING
+    assert probe.queue.state is QueueState.STOPPED
+    bench.sweep.look()
+    assert bench.events == bench.paths
+
+
+def test_weights_are_shares_under_contention(bench: Bench) -> None:
+    """Within 10 % whatever the sizes of the operations are (here: within 1 %)."""
+    weights = {1: 700, 3: 64 << 10, 16: 10, 40: 256 << 10}
+    probes = {weight: bench.probe(weight=weight, cost=cost) for weight, cost in weights.items()}
+    for probe in probes.values():
+        probe.ring(1 << 40)
+    bench.run(steps=60_000)
+    units = [path.counters()["units"] for path in bench.paths]
+    for weight, done in zip(weights, units, strict=True):
+        assert done / sum(units) == pytest.approx(weight / sum(weights), rel=0.1)
+
+
+def test_a_rate_is_kept_and_the_rest_is_for_others(bench: Bench) -> None:
+    limited = bench.probe(rate=100_000_000, cost=4096)
+    free = bench.probe(cost=4096)
+    for probe in (limited, free):
+        probe.ring(1 << 40)
+    begin = bench.now
+    bench.run(steps=100_000, ns=10_000)
+    seconds = (bench.now - begin) / 1e9
+    slow, fast = (path.counters() for path in bench.paths)
+    assert slow["units"] / seconds == pytest.approx(100_000_000, rel=0.1)
+    assert slow["throttled"] > 0
+    assert fast["units"] > 10 * slow["units"]
+
+
+@settings(max_examples=30, deadline=None)
+@given(rate=st.integers(100_000, 10**11), ns=st.integers(100, 2 * MS), cost=st.integers(1, 1 << 20))
+def test_no_rate_is_exceeded(rate: int, ns: int, cost: int) -> None:
+    bench = Bench()
+    try:
+        bench.probe(rate=rate, cost=cost).ring(1 << 40)
+        begin = bench.now
+        bench.run(steps=2000, ns=ns)
+        seconds = (bench.now - begin) / 1e9
+        burst = max(rate / 100, 64 << 10)
+        budget = max(cost, 64 << 10) + cost  # one call may go beyond what is left
+        assert bench.paths[0].counters()["units"] <= rate * seconds + burst + budget
+    finally:
+        bench.close()
+
+
+def test_the_wait_of_a_rate_limit_is_told(bench: Bench) -> None:
+    bench.probe(rate=1_000_000, cost=1_000_000).ring(2)
+    assert bench.sweep.step(bench.now) == (1_000_000, None)
+    done, wait = bench.sweep.step(bench.now)
+    assert done == 0
+    # It began with a burst of 64 KiB; what went beyond is paid off at the rate.
+    assert wait == pytest.approx((1_000_000 - (64 << 10)) * 1000, rel=0.01)
+    assert bench.sweep.step(bench.now + wait)[0] == 1_000_000
+
+
+def test_queues_of_one_adi_take_turns(bench: Bench) -> None:
+    path = bench.sweep.adi(bench.events.append)
+    bench.paths.append(path)
+    probes = [Probe(path, cost=64 << 10) for _ in range(3)]
+    for probe in probes:
+        probe.queue.state = QueueState.RUNNING
+        probe.ring(1000)
+    bench.run(steps=300)
+    done = [probe.done for probe in probes]
+    assert max(done) - min(done) <= 1
+
+
+def test_more_doorbells_than_one_look_has(bench: Bench) -> None:
+    probes = [bench.probe() for _ in range(300)]
+    for probe in probes[::7]:
+        probe.ring()
+    bench.run()
+    assert [probe.done for probe in probes] == [int(i % 7 == 0) for i in range(300)]
+
+
+def test_reports_come_in_order_and_an_adi_loses_only_its_own(bench: Bench) -> None:
+    noisy, quiet = bench.probe(report=5), bench.probe(report=6)
+    noisy.ring(100)
+    quiet.ring(1)
+    bench.run()
+    bench.sweep.look()
+    assert set(bench.events) == set(bench.paths)
+    reports = bench.paths[0].reports()
+    assert [int.from_bytes(r.data, "little") for r in reports] == list(range(1, 17))
+    assert {r.code for r in reports} == {5}
+    assert noisy.device.lost == bench.paths[0].counters()["lost"] == 84
+    assert [r.code for r in bench.paths[1].reports()] == [6]
+    assert bench.paths[0].reports() == []
+
+
+def test_an_event_is_told_once(bench: Bench) -> None:
+    bench.probe(report=1).ring()
+    bench.run()
+    bench.sweep.look()
+    bench.sweep.look()
+    assert len(bench.events) == 1
+
+
+def test_a_message_that_the_adi_has_not_is_refused(bench: Bench) -> None:
+    """2.5.2: an ADI can only generate messages that are its own."""
+    probe = bench.probe(message=0)
+    probe.ring()
+    bench.run()
+    assert probe.device.last_error < 0
+    assert bench.paths[0].counters()["messages"] == 0
+
+
+@pytest.mark.parametrize("pasid", [0xFFFF_FFFF, 0, 5, 0xFFFFF, SECONDARY, GUEST_PASID_7])
+def test_no_memory_without_a_pasid_of_its_own(bench: Bench, pasid: int) -> None:
+    probe = bench.probe(pasid=pasid, address=0x1000, length=8)
+    probe.ring()
+    bench.run()
+    assert probe.device.errors == 1
+    assert bench.paths[0].counters()["refused"] == 1
+
+
+def test_an_adi_that_goes_takes_its_work_along(bench: Bench) -> None:
+    going, staying = bench.probe(cost=64 << 10, report=1), bench.probe(cost=64 << 10)
+    for probe in (going, staying):
+        probe.ring(10)
+    bench.sweep.step(bench.now)
+    bench.sweep.step(bench.now)
+    bench.paths.pop(0).close()
+    going_done = going.done
+    bench.run()
+    bench.sweep.look()
+    assert (going.done, staying.done) == (going_done, 10)
+    assert not bench.events
+    with pytest.raises(StateError, match="has been released"):
+        going.queue.kick()
+
+
+def test_a_table_of_another_version_is_refused(bench: Bench) -> None:
+    path = bench.sweep.adi(bench.events.append)
+    bench.paths.append(path)
+    with pytest.raises(VdcmError, match=r"build it against the\s+fastpath.h"):
+        path.queue(fastpath("probe_of_another_version"), 0, doorbells=False)
+
+
+@pytest.mark.parametrize(
+    ("weight", "rate"), [(0, 0), (WEIGHTS.stop, 0), (1, 1 << 51), (2**32 - 1, 0)]
+)
+def test_impossible_qos_is_refused(bench: Bench, weight: int, rate: int) -> None:
+    bench.probe()
+    with pytest.raises(VdcmError, match="a weight is 1 to 255"):
+        bench.paths[0].set_qos(weight, rate)
+
+
+# With the thread.
+
+
+def test_the_thread_sees_a_store_and_a_kick(sweep: Sweep) -> None:
+    path = sweep.adi(lambda _: None)
+    swept, kicked = Probe(path), Probe(path, doorbells=False)
+    for probe in (swept, kicked):
+        probe.queue.state = QueueState.RUNNING
+    for _ in range(20):
+        swept.ring()
+        kicked.ring()
+        kicked.queue.kick()
+        wait_until(lambda: swept.done == kicked.done == swept.doorbell[0])
+        time.sleep(0.002)  # long enough for it to nap
+    path.close()
+
+
+def test_a_sweep_without_doorbells_sleeps(sweep: Sweep) -> None:
+    path = sweep.adi(lambda _: None)
+    probe = Probe(path, doorbells=False)
+    probe.queue.state = QueueState.RUNNING
+    probe.ring()
+    probe.queue.kick()
+    wait_until(lambda: probe.done == 1)
+    time.sleep(0.05)
+    before = sweep.counters()
+    time.sleep(0.2)
+    assert sweep.counters() == before
+    path.close()
+
+
+def test_events_arrive_on_the_loop() -> None:
+    async def main() -> int:
+        sweep = Sweep()
+        heard = asyncio.Event()
+        path = sweep.adi(lambda _: heard.set())
+        probe = Probe(path, report=9)
+        probe.queue.state = QueueState.RUNNING
+        probe.ring()
+        async with asyncio.timeout(PATIENCE):
+            await heard.wait()
+        code = path.reports()[0].code
+        path.close()
+        sweep.close()
+        return code
+
+    assert asyncio.run(main()) == 9
+
+
+def test_a_sweep_with_adis_is_not_closed(sweep: Sweep) -> None:
+    path = sweep.adi(lambda _: None)
+    with pytest.raises(StateError, match="serves 1 ADIs: release them first"):
+        sweep.close()
+    path.close()
+    path.close()
+
+
+def test_changes_from_here_while_the_thread_is_busy(sweep: Sweep) -> None:
+    """A thread that never rests lets others change things, and nothing is run that is stopped."""
+    busy = sweep.adi(lambda _: None)
+    always = [Probe(busy, cost=100) for _ in range(4)]
+    for each in always:
+        each.ring(1 << 60)
+        each.queue.state = QueueState.RUNNING
+    for _ in range(200):
+        path = sweep.adi(lambda _: None)
+        probe = Probe(path, cost=10)
+        probe.queue.state = QueueState.RUNNING
+        probe.ring(1 << 60)
+        wait_until(lambda probe=probe: probe.done > 0)  # type: ignore[misc]
+        probe.queue.state = QueueState.STOPPED
+        done = probe.done
+        assert probe.done == done
+        path.set_qos(3, 1000)
+        probe.queue.abort()
+        path.close()
+    busy.close()
+
+
+def test_threads_and_descriptors_go_with_the_sweep() -> None:
+    def held() -> tuple[int, int]:
+        return threading.active_count(), len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+    tasks = len(os.listdir("/proc/self/task"))  # noqa: PTH208
+    before = held()
+    for _ in range(80):  # more than there can be readers at a time
+        Sweep().close()
+    assert (held(), len(os.listdir("/proc/self/task"))) == (before, tasks)  # noqa: PTH208

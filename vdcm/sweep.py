@@ -1,0 +1,270 @@
+"""The direct path seen from Python: sweep threads, and what a device's C runs on them.
+
+A sweep looks at doorbells in shared memory and runs the queues behind them; Python only sets it up
+and hears of what went wrong (native/sweep.h). Nothing here knows a device.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from vdcm import _native
+from vdcm._native import ffi, lib
+from vdcm.errors import StateError, VdcmError
+from vdcm.ims import ImsEntry, ImsStorage
+from vdcm.pasid import GuestPasids
+
+SPIN_US: Final = 50
+"""Microseconds that a sweep stays awake after its last work."""
+NAP_US: Final = 1000
+"""Microseconds of the longest nap of a sweep with few doorbells to look at."""
+WEIGHTS: Final = range(1, lib.VDCM_MAX_WEIGHT + 1)
+NO_PASID: Final = 0xFFFF_FFFF
+NO_WORK: Final = (1 << 64) - 1
+
+
+class QueueState(IntEnum):
+    """What the sweep does with a queue."""
+
+    STOPPED = lib.VDCM_STOPPED
+    """Nothing; what was accepted is kept."""
+    RUNNING = lib.VDCM_RUNNING
+    DRAINING = lib.VDCM_DRAINING
+    """It runs what was accepted, accepts nothing, and becomes STOPPED when it is empty."""
+
+
+class Report(NamedTuple):
+    """What a device's C told the host driver: a code and up to 64 bytes, both of its own making."""
+
+    code: int
+    data: bytes
+
+
+def services() -> int:
+    """The address of the ``vdcm_services`` table (fastpath.h), which a device's C is given."""
+    return int(lib.vdcm_services_table())
+
+
+def include_dir() -> Path:
+    """The folder to give a C compiler, for ``#include <vdcm/fastpath.h>``."""
+    return Path(_native.__file__).parent / "include"
+
+
+class Sweep:
+    """One sweep thread. ``spin_us`` and ``nap_us`` as in ``SPIN_US`` and ``NAP_US``.
+
+    What it has to say arrives on the event loop that runs when its first ADI is made; without one,
+    ``look`` is to be called. With ``stepped`` there is no thread: it does something only in
+    ``step``. Raises StateError if there can be no thread.
+    """
+
+    def __init__(
+        self, spin_us: int = SPIN_US, nap_us: int = NAP_US, *, stepped: bool = False
+    ) -> None:
+        if stepped:
+            self._native = lib.vdcm_sweep_new_stepped()
+        else:
+            self._native = lib.vdcm_sweep_new(spin_us * 1000, nap_us * 1000)
+        if self._native == ffi.NULL:
+            raise StateError(f"no thread for the direct path: {os.strerror(ffi.errno)}")
+        self._adis: dict[int, AdiPath] = {}
+        self._next_id = 1
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __len__(self) -> int:
+        """How many ADIs it serves."""
+        return len(self._adis)
+
+    def adi(self, on_event: Callable[[AdiPath], None]) -> AdiPath:
+        """Make room for an ADI; ``on_event`` is called when it has reports or has drained."""
+        if self._loop is None:
+            try:
+                self._loop = asyncio.get_running_loop()
+            except RuntimeError:
+                pass  # a caller without a loop calls look()
+            else:
+                self._loop.add_reader(lib.vdcm_sweep_fd(self._native), self.look)
+        native = lib.vdcm_adi_new(self._native, self._next_id)
+        if native == ffi.NULL:
+            raise MemoryError
+        path = AdiPath(self, self._next_id, native, on_event)
+        self._adis[self._next_id] = path
+        self._next_id += 1
+        return path
+
+    def look(self) -> None:
+        """Pass on what has been reported since the last look."""
+        ids = ffi.new("uint64_t[]", 64)
+        for index in range(lib.vdcm_sweep_ready(self._native, ids, 64)):
+            path = self._adis.get(ids[index])
+            if path is not None:  # not one that an earlier handler has closed
+                path.on_event(path)
+
+    def step(self, now_ns: int) -> tuple[int, int | None]:
+        """Look at some doorbells and run one queue at the time ``now_ns``.
+
+        The units of work done; and, if there was nothing that may run, the ns until the rate limit
+        lets something (None: there is no work).
+        """
+        wait = ffi.new("uint64_t *")
+        done = lib.vdcm_sweep_step(self._native, now_ns, wait)
+        return int(done), None if wait[0] == NO_WORK else int(wait[0])
+
+    def counters(self) -> dict[str, int]:
+        """``looks`` at a queue's doorbells, ``naps``, and ``nap_ns``, the longest nap now."""
+        found = ffi.new("vdcm_sweep_counters *")
+        lib.vdcm_sweep_count(self._native, found)
+        return {"looks": found.looks, "naps": found.naps, "nap_ns": found.longest}
+
+    def close(self) -> None:
+        """End the thread. Twice is harmless. StateError while it serves an ADI."""
+        if self._adis:
+            raise StateError(f"the sweep serves {len(self._adis)} ADIs: release them first")
+        if self._native is None:
+            return
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(lib.vdcm_sweep_fd(self._native))
+        lib.vdcm_sweep_free(self._native)
+        self._native = None
+
+    def forget(self, identifier: int) -> None:
+        self._adis.pop(identifier, None)
+
+
+class AdiPath:
+    """The direct path of one ADI: its PASIDs, messages and share, and its queues."""
+
+    def __init__(
+        self, sweep: Sweep, identifier: int, native: Any, on_event: Callable[[AdiPath], None]
+    ) -> None:
+        self.on_event: Final = on_event
+        self._sweep = sweep
+        self._id = identifier
+        self._native = native
+        self._queues: list[QueuePath] = []
+        self._guest_pasids: GuestPasids | None = None  # C has its address
+
+    @property
+    def queues(self) -> Sequence[QueuePath]:
+        return self._queues
+
+    def queue(
+        self, fastpath: int, device: int, *, doorbells: bool, keep: object = None
+    ) -> QueuePath:
+        """Add a queue, STOPPED.
+
+        ``fastpath``: address of the device's ``vdcm_fastpath``; ``device``: of what its functions
+        get, and ``keep`` whatever owns that memory: it is kept until C no longer knows it.
+        ``doorbells``: the sweep looks for work, else ``kick`` says that there is some. Raises
+        VdcmError for a table of another version.
+        """
+        native = lib.vdcm_queue_new(self._native, fastpath, device, doorbells)
+        if native == ffi.NULL:
+            raise VdcmError(
+                f"the device's C cannot be used ({os.strerror(ffi.errno)}): build it against the "
+                "fastpath.h of this vdcm"
+            )
+        queue = QueuePath(native, keep)
+        self._queues.append(queue)
+        return queue
+
+    def set_pasids(self, primary: int | None, secondary: int | None) -> None:
+        self._check()
+        none = NO_PASID
+        lib.vdcm_adi_set_pasids(
+            self._native,
+            none if primary is None else primary,
+            none if secondary is None else secondary,
+        )
+
+    def set_guest_pasids(self, table: GuestPasids | None) -> None:
+        self._check()
+        lib.vdcm_adi_set_guest_pasids(self._native, table.native if table else ffi.NULL)
+        self._guest_pasids = table
+
+    def set_messages(self, storage: ImsStorage, entries: Sequence[ImsEntry]) -> None:
+        self._check()
+        handles = [entry.handle for entry in entries]
+        result = lib.vdcm_adi_set_messages(self._native, storage.native, handles, len(handles))
+        if result:
+            raise VdcmError(f"{len(handles)} messages for one ADI: {os.strerror(-result)}")
+
+    def set_qos(self, weight: int, rate: int) -> None:
+        """``weight`` in ``WEIGHTS``; ``rate`` in units a second, 0 for no limit."""
+        self._check()
+        result = lib.vdcm_adi_set_qos(self._native, weight, rate)
+        if result:
+            raise VdcmError(
+                f"weight {weight}, rate {rate}: a weight is {WEIGHTS.start} to {WEIGHTS.stop - 1}, "
+                "a rate less than 2**50 units a second"
+            )
+
+    def reports(self) -> list[Report]:
+        """Take the reports that have come."""
+        found = ffi.new("vdcm_adi_report[]", lib.VDCM_REPORTS)
+        count = lib.vdcm_adi_reports(self._native, found, lib.VDCM_REPORTS)
+        return [
+            Report(found[i].code, bytes(ffi.buffer(found[i].data, found[i].size)))
+            for i in range(count)
+        ]
+
+    def counters(self) -> dict[str, int]:
+        """``units`` of work done (bytes in general), ``messages`` generated, ``refused`` accesses
+        to memory, ``reports``, of which ``lost``, and how often the rate limit ``throttled``."""
+        found = ffi.new("vdcm_adi_counters *")
+        lib.vdcm_adi_count(self._native, found)
+        names = ("units", "messages", "refused", "reports", "lost", "throttled")
+        return {name: getattr(found, name) for name in names}
+
+    def close(self) -> None:
+        """Give all of it back. When this returns, C holds nothing of the device's."""
+        if self._native is None:
+            return
+        for queue in self._queues:
+            queue.forget()
+        lib.vdcm_adi_free(self._native)
+        self._native = None
+        self._queues.clear()
+        self._sweep.forget(self._id)
+
+    def _check(self) -> None:
+        if self._native is None:
+            raise StateError("the ADI has been released")
+
+
+class QueuePath:
+    """One queue on the direct path."""
+
+    def __init__(self, native: Any, keep: object) -> None:
+        self._native = native
+        self._keep = keep
+
+    @property
+    def state(self) -> QueueState:
+        return QueueState(lib.vdcm_queue_state(self._usable()))
+
+    @state.setter
+    def state(self, state: QueueState) -> None:
+        """When it returns, nothing that the new state forbids is going on (Scalable IOV, 2.7)."""
+        lib.vdcm_queue_set_state(self._usable(), state)
+
+    def abort(self) -> None:
+        """Discard what was accepted and is not finished."""
+        lib.vdcm_queue_abort(self._usable())
+
+    def kick(self) -> None:
+        """Say that there is work in it."""
+        lib.vdcm_queue_kick(self._usable())
+
+    def forget(self) -> None:
+        self._native = None
+
+    def _usable(self) -> Any:
+        if self._native is None:
+            raise StateError("the queue's ADI has been released")
+        return self._native
