@@ -3,8 +3,18 @@
 These are the names that a device model needs. The native client is ``vdcm.client``.
 """
 
+from vdcm.adi import Adi, AdiState, AdiType
 from vdcm.bars import Bar, PagePolicy, Pages
-from vdcm.errors import DeclarationError, DeferredError, DmaError, StateError, VdcmError
+from vdcm.errors import (
+    DeclarationError,
+    DeferredError,
+    DmaError,
+    ResourceError,
+    StateError,
+    VdcmError,
+)
+from vdcm.function import ParentFunction
+from vdcm.host import HostDriver
 from vdcm.mailbox import (
     Mailbox,
     MailboxCode,
@@ -12,7 +22,7 @@ from vdcm.mailbox import (
     MailboxRequest,
     RequestType,
 )
-from vdcm.parent import Parent
+from vdcm.parent import Parent, VdevType
 from vdcm.pci import (
     Ats,
     BarKind,
@@ -34,10 +44,14 @@ from vdcm.pci import (
 from vdcm.properties import Property, PropertyError
 from vdcm.registers import Access, BoundRegister, Field, Register, RegisterMap
 from vdcm.serving import serve
+from vdcm.sweep import Report, include_dir, services
 from vdcm.vdev import Vdev
 
 __all__ = [
     "Access",
+    "Adi",
+    "AdiState",
+    "AdiType",
     "Ats",
     "Bar",
     "BarKind",
@@ -49,6 +63,7 @@ __all__ = [
     "DmaError",
     "Dvsec",
     "Field",
+    "HostDriver",
     "Identity",
     "Mailbox",
     "MailboxCode",
@@ -60,6 +75,7 @@ __all__ = [
     "PagePolicy",
     "Pages",
     "Parent",
+    "ParentFunction",
     "Pasid",
     "PciExpress",
     "PowerManagement",
@@ -68,12 +84,17 @@ __all__ = [
     "PropertyError",
     "Register",
     "RegisterMap",
+    "Report",
     "RequestType",
+    "ResourceError",
     "ScalableIov",
     "StateError",
     "VdcmError",
     "Vdev",
+    "VdevType",
     "VendorSpecific",
     "VendorSpecificExtended",
+    "include_dir",
     "serve",
+    "services",
 ]
