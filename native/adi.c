@@ -119,23 +119,6 @@ uintptr_t vdcm_services_table(void)
 
 /* ---- ADIs ------------------------------------------------------------------------------------- */
 
-void vdcm_adi_is_ready(vdcm_adi *a)
-{
-    vdcm_sweep *s = a->sweep;
-    uint64_t one = 1;
-
-    if (a->ready) {
-        return;
-    }
-    a->ready = true;
-    a->next_ready = s->ready;
-    s->ready = a;
-    /* Our own descriptor, and non-blocking: when it is full, it is readable. */
-    if (write(s->event_fd, &one, sizeof(one)) < 0) {
-        return;
-    }
-}
-
 vdcm_adi *vdcm_adi_new(vdcm_sweep *s, uint64_t id)
 {
     vdcm_adi *a = calloc(1, sizeof(*a));

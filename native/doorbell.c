@@ -30,45 +30,12 @@ enum {
 };
 #define LONGEST_NAP_NS UINT64_C(20000000)
 
-uint64_t vdcm_now(void)
+static uint64_t now_ns(void)
 {
     struct timespec now;
 
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
-}
-
-/* ---- the lock, and waking ---------------------------------------------------------------------- */
-
-static void spin_lock(atomic_flag *lock)
-{
-    while (atomic_flag_test_and_set_explicit(lock, memory_order_acquire)) {
-        sched_yield(); /* whoever has it may be waiting for this very CPU */
-    }
-}
-
-void vdcm_sweep_lock(vdcm_sweep *s)
-{
-    atomic_fetch_add_explicit(&s->waiters, 1, memory_order_relaxed);
-    spin_lock(&s->lock);
-    atomic_fetch_sub_explicit(&s->waiters, 1, memory_order_relaxed);
-}
-
-void vdcm_sweep_unlock(vdcm_sweep *s)
-{
-    atomic_flag_clear_explicit(&s->lock, memory_order_release);
-}
-
-void vdcm_sweep_wake(vdcm_sweep *s)
-{
-    /*
-     * seq_cst: the word is changed before `napping` is read. The thread says that it naps before it
-     * compares the word (the kernel does), so one of the two sees the other.
-     */
-    atomic_fetch_add(&s->wake, 1);
-    if (atomic_load(&s->napping)) {
-        (void)syscall(SYS_futex, &s->wake, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
-    }
 }
 
 /* Until `word` is no longer the value of s->wake, or `ns` have passed (UINT64_MAX: no limit). */
@@ -84,80 +51,6 @@ static void nap(vdcm_sweep *s, unsigned word, uint64_t ns)
     atomic_store(&s->napping, false);
 }
 
-/* ---- doorbells and kicks ----------------------------------------------------------------------- */
-
-bool vdcm_doorbells_reserve(vdcm_sweep *s)
-{
-    if (s->reserved == s->room) {
-        size_t room = s->room != 0 ? 2 * s->room : 16;
-        vdcm_queue **doorbells = realloc(s->doorbells, room * sizeof(vdcm_queue *));
-
-        if (doorbells == NULL) {
-            return false;
-        }
-        s->doorbells = doorbells;
-        s->room = room;
-    }
-    s->reserved++;
-    return true;
-}
-
-void vdcm_doorbells_add(vdcm_queue *q)
-{
-    vdcm_sweep *s = q->adi->sweep;
-
-    if (q->doorbells) {
-        q->place = s->n_doorbells++;
-        s->doorbells[q->place] = q;
-        s->in_vain = 0;
-    }
-}
-
-void vdcm_doorbells_remove(vdcm_queue *q)
-{
-    vdcm_sweep *s = q->adi->sweep;
-
-    if (q->doorbells) {
-        vdcm_queue *last = s->doorbells[--s->n_doorbells];
-
-        s->doorbells[q->place] = last;
-        last->place = q->place;
-    }
-}
-
-void vdcm_queue_kick(vdcm_queue *q)
-{
-    vdcm_sweep *s = q->adi->sweep;
-
-    if (!atomic_exchange(&q->kicked, true)) {
-        spin_lock(&s->kick_lock);
-        q->next_kicked = atomic_load_explicit(&s->kicked, memory_order_relaxed);
-        atomic_store_explicit(&s->kicked, q, memory_order_release);
-        atomic_flag_clear_explicit(&s->kick_lock, memory_order_release);
-    }
-    vdcm_sweep_wake(s);
-}
-
-void vdcm_unkick(vdcm_queue *q)
-{
-    vdcm_sweep *s = q->adi->sweep;
-    vdcm_queue *list;
-
-    spin_lock(&s->kick_lock);
-    list = atomic_load_explicit(&s->kicked, memory_order_relaxed);
-    if (list == q) {
-        atomic_store_explicit(&s->kicked, q->next_kicked, memory_order_relaxed);
-    } else {
-        for (; list != NULL; list = list->next_kicked) {
-            if (list->next_kicked == q) {
-                list->next_kicked = q->next_kicked;
-                break;
-            }
-        }
-    }
-    atomic_flag_clear_explicit(&s->kick_lock, memory_order_release);
-}
-
 static void look_at_kicked(vdcm_sweep *s)
 {
     vdcm_queue *q;
@@ -165,7 +58,7 @@ static void look_at_kicked(vdcm_sweep *s)
     if (atomic_load_explicit(&s->kicked, memory_order_acquire) == NULL) {
         return;
     }
-    spin_lock(&s->kick_lock);
+    vdcm_spin_lock(&s->kick_lock);
     q = atomic_exchange_explicit(&s->kicked, NULL, memory_order_relaxed);
     atomic_flag_clear_explicit(&s->kick_lock, memory_order_release);
     while (q != NULL) {
@@ -218,7 +111,7 @@ uint64_t vdcm_sweep_step(vdcm_sweep *s, uint64_t now_ns, uint64_t *wait_ns)
 {
     uint64_t done;
 
-    spin_lock(&s->lock);
+    vdcm_spin_lock(&s->lock);
     done = step(s, now_ns, wait_ns);
     vdcm_sweep_unlock(s);
     return done;
@@ -227,14 +120,14 @@ uint64_t vdcm_sweep_step(vdcm_sweep *s, uint64_t now_ns, uint64_t *wait_ns)
 static void *sweep(void *argument)
 {
     vdcm_sweep *s = argument;
-    uint64_t idle_since = vdcm_now();
+    uint64_t idle_since = now_ns();
     uint64_t round_begin = idle_since;
     uint64_t longest = s->nap_ns;
     uint64_t this_nap = FIRST_NAP_NS;
 
     while (!atomic_load_explicit(&s->stopping, memory_order_relaxed)) {
         unsigned word = atomic_load(&s->wake); /* before the looks that a nap relies on */
-        uint64_t now = vdcm_now();
+        uint64_t now = now_ns();
         uint64_t wait;
         uint64_t done;
         bool round;
@@ -243,7 +136,7 @@ static void *sweep(void *argument)
         while (atomic_load_explicit(&s->waiters, memory_order_relaxed) != 0) {
             sched_yield();
         }
-        spin_lock(&s->lock);
+        vdcm_spin_lock(&s->lock);
         done = step(s, now, &wait);
         round = s->in_vain >= s->n_doorbells;
         doorbells = s->n_doorbells != 0;
@@ -256,7 +149,7 @@ static void *sweep(void *argument)
         if (!round) {
             continue; /* not all have been looked at yet */
         }
-        now = vdcm_now();
+        now = now_ns();
         if (now - idle_since < s->spin_ns) {
             sched_yield(); /* to the guest, which may be on this CPU */
             round_begin = now;
@@ -275,10 +168,10 @@ static void *sweep(void *argument)
             this_nap *= 2;
         }
         if (atomic_load(&s->wake) != word) {
-            idle_since = vdcm_now(); /* somebody had a reason */
+            idle_since = now_ns(); /* somebody had a reason */
             this_nap = FIRST_NAP_NS;
         }
-        round_begin = vdcm_now();
+        round_begin = now_ns();
         s->in_vain = 0;
     }
     return NULL;
@@ -350,33 +243,6 @@ void vdcm_sweep_free(vdcm_sweep *s)
     }
     free(s->doorbells);
     free(s);
-}
-
-int vdcm_sweep_fd(const vdcm_sweep *s)
-{
-    return s->event_fd;
-}
-
-size_t vdcm_sweep_ready(vdcm_sweep *s, uint64_t *ids, size_t max)
-{
-    size_t count = 0;
-    uint64_t ignored;
-    bool more;
-
-    vdcm_sweep_lock(s);
-    while (s->ready != NULL && count < max) {
-        vdcm_adi *a = s->ready;
-
-        s->ready = a->next_ready;
-        a->ready = false;
-        ids[count++] = a->id;
-    }
-    more = s->ready != NULL;
-    if (!more && read(s->event_fd, &ignored, sizeof(ignored)) < 0) {
-        ignored = 0; /* it was not readable, which is what we want */
-    }
-    vdcm_sweep_unlock(s);
-    return count;
 }
 
 void vdcm_sweep_count(vdcm_sweep *s, vdcm_sweep_counters *out)

@@ -1,4 +1,7 @@
-/* What doorbell.c and adi.c have of each other. */
+/*
+ * The parts of the engine, from the ground up: sweep.c (lock and lists), arbiter.c (whose turn it is),
+ * adi.c (ADIs and their queues), doorbell.c (the thread).
+ */
 #ifndef VDCM_ENGINE_H
 #define VDCM_ENGINE_H
 
@@ -89,10 +92,10 @@ struct vdcm_sweep {
     pthread_t thread;
 };
 
-/* ---- doorbell.c ---- */
+/* ---- sweep.c ---- */
 
-/* Nanoseconds of the monotonic clock. */
-uint64_t vdcm_now(void);
+/* For what takes some instructions: others yield until it is over. */
+void vdcm_spin_lock(atomic_flag *lock);
 void vdcm_sweep_lock(vdcm_sweep *s);
 void vdcm_sweep_unlock(vdcm_sweep *s);
 void vdcm_sweep_wake(vdcm_sweep *s);
@@ -102,6 +105,8 @@ void vdcm_doorbells_add(vdcm_queue *q);
 void vdcm_doorbells_remove(vdcm_queue *q);
 /* Forget that it was kicked. */
 void vdcm_unkick(vdcm_queue *q);
+/* It has something to say. */
+void vdcm_adi_is_ready(vdcm_adi *a);
 
 /* ---- arbiter.c ---- */
 
@@ -117,10 +122,5 @@ bool vdcm_look(vdcm_queue *queue);
 uint64_t vdcm_arbitrate(vdcm_sweep *s, uint64_t now, uint64_t *wait);
 /* DRAINING and empty: STOPPED, and that is said. */
 void vdcm_queue_look_drained(vdcm_queue *q);
-
-/* ---- adi.c ---- */
-
-/* It has something to say. */
-void vdcm_adi_is_ready(vdcm_adi *a);
 
 #endif
