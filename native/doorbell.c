@@ -25,17 +25,34 @@ enum {
     LOOKS = 64,           /* at queues in one step */
     LOOK_NS = 10000,      /* between two looks at others while there is work */
     FIRST_NAP_NS = 50000, /* the kernel wakes nobody up much earlier */
-    WAKE_NS = 10000,      /* what a nap costs beside the round of looks */
+    WAKE_NS = 5000,       /* what a nap costs others: the timer, the switch of threads */
     IDLE_SHARE = 100      /* one part of so many is spent on idling */
 };
 #define LONGEST_NAP_NS UINT64_C(20000000)
 
-static uint64_t now_ns(void)
+static uint64_t read_clock(clockid_t clock)
 {
     struct timespec now;
 
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    clock_gettime(clock, &now);
     return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
+}
+
+static uint64_t now_ns(void)
+{
+    return read_clock(CLOCK_MONOTONIC);
+}
+
+/*
+ * The longest nap after which idling takes one part in IDLE_SHARE of a CPU. `spent_ns` is the CPU time
+ * from one nap to the next: the round of looks, and what the kernel charges for the nap.
+ */
+static uint64_t longest_nap(const vdcm_sweep *s, uint64_t spent_ns)
+{
+    uint64_t nap = (spent_ns + WAKE_NS) * IDLE_SHARE;
+
+    nap = nap < s->nap_ns ? s->nap_ns : nap;
+    return nap > LONGEST_NAP_NS ? LONGEST_NAP_NS : nap;
 }
 
 /* Until `word` is no longer the value of s->wake, or `ns` have passed (UINT64_MAX: no limit). */
@@ -121,58 +138,66 @@ static void *sweep(void *argument)
 {
     vdcm_sweep *s = argument;
     uint64_t idle_since = now_ns();
-    uint64_t round_begin = idle_since;
-    uint64_t longest = s->nap_ns;
+    uint64_t woke = 0; /* CPU time; 0: there was work since */
+    uint64_t spent = 0;
     uint64_t this_nap = FIRST_NAP_NS;
+    bool new_round = true;
 
     while (!atomic_load_explicit(&s->stopping, memory_order_relaxed)) {
         unsigned word = atomic_load(&s->wake); /* before the looks that a nap relies on */
         uint64_t now = now_ns();
         uint64_t wait;
         uint64_t done;
-        bool round;
+        bool round; /* all have been looked at */
         bool doorbells;
 
         while (atomic_load_explicit(&s->waiters, memory_order_relaxed) != 0) {
             sched_yield();
         }
         vdcm_spin_lock(&s->lock);
+        if (new_round) {
+            s->in_vain = 0;
+        }
         done = step(s, now, &wait);
         round = s->in_vain >= s->n_doorbells;
         doorbells = s->n_doorbells != 0;
         vdcm_sweep_unlock(s);
+        new_round = false;
         if (done != 0) {
             idle_since = now;
             this_nap = FIRST_NAP_NS;
+            woke = 0;
             continue;
         }
         if (!round) {
-            continue; /* not all have been looked at yet */
-        }
-        now = now_ns();
-        if (now - idle_since < s->spin_ns) {
-            sched_yield(); /* to the guest, which may be on this CPU */
-            round_begin = now;
-            s->in_vain = 0;
             continue;
         }
-        longest = (now - round_begin + WAKE_NS) * IDLE_SHARE;
-        longest = longest < s->nap_ns ? s->nap_ns : longest;
-        longest = longest > LONGEST_NAP_NS ? LONGEST_NAP_NS : longest;
-        atomic_store_explicit(&s->longest, longest, memory_order_relaxed);
+        new_round = true;
+        if (now_ns() - idle_since < s->spin_ns) {
+            sched_yield(); /* to the guest, which may be on this CPU */
+            continue;
+        }
         if (!doorbells) {
             nap(s, word, wait);
         } else {
+            uint64_t longest = longest_nap(s, spent);
+            uint64_t cpu;
+
+            atomic_store_explicit(&s->longest, longest, memory_order_relaxed);
             this_nap = this_nap < longest ? this_nap : longest;
             nap(s, word, wait < this_nap ? wait : this_nap);
+            cpu = read_clock(CLOCK_THREAD_CPUTIME_ID);
+            if (woke != 0) {
+                spent = spent == 0 ? cpu - woke : (7 * spent + (cpu - woke)) / 8;
+            }
+            woke = cpu;
             this_nap *= 2;
         }
         if (atomic_load(&s->wake) != word) {
             idle_since = now_ns(); /* somebody had a reason */
             this_nap = FIRST_NAP_NS;
+            woke = 0;
         }
-        round_begin = now_ns();
-        s->in_vain = 0;
     }
     return NULL;
 }
