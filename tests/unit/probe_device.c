@@ -107,12 +107,12 @@ static uint64_t run(void *queue, vdcm_worker *worker, uint64_t budget)
             p->last_error = error;
             p->errors++;
         }
-        p->done++;
-        units += p->cost;
         if (p->message >= 0) {
             error = p->services->raise(worker, (uint32_t)p->message);
             p->last_error = error != 0 ? error : p->last_error;
         }
+        p->done++;
+        units += p->cost;
         if (p->report != 0 && !p->services->report(worker, p->report, &p->done, sizeof(p->done))) {
             p->lost++;
         }

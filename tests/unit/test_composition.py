@@ -28,6 +28,7 @@ def start(parent: ProbeParent, kind: str, name: str = "vdev0", *spare: ProbePare
     return vdev
 
 
+@pytest.mark.conformance("R2.1-6", "R2.5-4", "R4.2-1", "R4.4-2", "R4.4-5", "R4.4-6")
 def test_one_vdev_of_adis_of_two_types(parent: ProbeParent) -> None:
     vdev = start(parent, "both")
     assert [adi.type.name for adi in vdev.adis] == ["small", "large"]
@@ -42,6 +43,7 @@ def test_one_vdev_of_adis_of_two_types(parent: ProbeParent) -> None:
     assert parent.driver.available("small") == 8
 
 
+@pytest.mark.conformance("R2.2-11")
 def test_every_vdev_has_a_pasid_of_its_own(parent: ProbeParent) -> None:
     vdevs = [start(parent, "one", f"v{i}") for i in range(3)]
     assert len({vdev.pasid for vdev in vdevs}) == 3
@@ -49,6 +51,7 @@ def test_every_vdev_has_a_pasid_of_its_own(parent: ProbeParent) -> None:
         vdev.close()
 
 
+@pytest.mark.conformance("R4.4-6", "R4.4-8")
 def test_more_vdevs_than_resources(parent: ProbeParent) -> None:
     assert parent.available("three") == 2
     vdevs = [start(parent, "three", f"v{i}") for i in range(2)]
@@ -62,6 +65,7 @@ def test_more_vdevs_than_resources(parent: ProbeParent) -> None:
         vdev.close()
 
 
+@pytest.mark.conformance("R4.4-3", "R4.4-8")
 def test_adis_of_several_parents(parent: ProbeParent) -> None:
     """4.4: for load balancing, or when the first has none left."""
     spare = ProbeParent("probe1", slots=2)
@@ -96,6 +100,7 @@ def test_as_many_vectors_as_messages(parent: ProbeParent) -> None:
     vdev.close()
 
 
+@pytest.mark.conformance("R2.7-1", "R2.7-4")
 def test_a_reset_of_the_vdev_resets_each_adi_of_it(parent: ProbeParent) -> None:
     """2.7: virtual FLR."""
     vdev, other = start(parent, "both", "v0"), start(parent, "both", "v1")
@@ -125,6 +130,7 @@ def test_bus_master_enable_is_the_adis_too(parent: ProbeParent) -> None:
     vdev.close()
 
 
+@pytest.mark.conformance("R4.4.2-4", "R4.4.2-5")
 def test_an_adis_interrupt_and_the_vdcms_own_share_a_vector(parent: ProbeParent) -> None:
     """4.4.2: both sources; a masked one is delivered once on unmask."""
     vdev = start(parent, "one")
@@ -140,6 +146,7 @@ def test_an_adis_interrupt_and_the_vdcms_own_share_a_vector(parent: ProbeParent)
     vdev.close()
 
 
+@pytest.mark.conformance("R2.6-10")
 def test_reports_reach_the_vdev_of_the_adi(parent: ProbeParent) -> None:
     vdev, other = start(parent, "one", "v0"), start(parent, "one", "v1")
     adi: Adi = vdev.adis[0]

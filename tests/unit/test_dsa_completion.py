@@ -39,6 +39,7 @@ def swerror(machine: Machine) -> tuple[int, int, int, int]:
     return struct.unpack("<4Q", data)
 
 
+@pytest.mark.conformance("R2.2-10")
 def test_success_is_recorded_where_the_secondary_pasid_leads(machine: Machine) -> None:
     machine.execute(move())
     done = machine.completion(COMPLETION)
@@ -53,6 +54,7 @@ def test_success_is_not_recorded_unless_that_was_asked_for(machine: Machine) -> 
     assert machine.read(DESTINATION, 128) == bytes(range(64)) * 2
 
 
+@pytest.mark.conformance("R2.6-10")
 def test_a_fault_is_recorded_even_if_no_record_was_asked_for(machine: Machine) -> None:
     machine.execute(move(lib.DSA_FLAG_COMPLETION_VALID, source=SOURCE + 0x3FF0))
     done = machine.completion(COMPLETION)
@@ -95,6 +97,7 @@ def test_an_invalid_interrupt_handle_is_an_error_and_no_interrupt(
     assert machine.read(DESTINATION, 64) == bytes(64)
 
 
+@pytest.mark.conformance("R2.5.2-3")
 def test_a_message_that_the_adi_has_not_is_not_raised(machine: Machine) -> None:
     lib.dsa_queue_handle(machine.queue, 5, 40, 0xFFFF_FFFF)
     machine.execute(move(RECORD | INTERRUPT, handle=5))

@@ -65,6 +65,7 @@ def enabled(driver: ProbeDriver, memory: Memory, kind: str = "small", **settings
     return adi
 
 
+@pytest.mark.conformance("R2.5.1-2", "R2.5.1-13", "R2.8-19", "R4.1-1", "R4.1-3")
 def test_capabilities(driver: ProbeDriver) -> None:
     found = driver.capabilities()
     assert (found.pasid_bits, found.ims, found.channel) == (20, 16, True)
@@ -72,6 +73,7 @@ def test_capabilities(driver: ProbeDriver) -> None:
     assert found.page_sizes == (4096,) and found.system_page_size == 4096
 
 
+@pytest.mark.conformance("R2.1-2", "R2.1-3", "R4.1-4", "R4.4-4")
 def test_types_and_how_many_there_can_be(driver: ProbeDriver) -> None:
     assert set(driver.adi_types) == {"small", "large", "shared"}
     assert [driver.maximum(kind) for kind in driver.adi_types] == [8, 2, 1000]
@@ -81,12 +83,14 @@ def test_types_and_how_many_there_can_be(driver: ProbeDriver) -> None:
     assert [driver.maximum(kind) for kind in driver.adi_types] == [8, 2, 1000]
 
 
+@pytest.mark.conformance("R2.1-3", "R4.1-5")
 def test_requirements_of_each_type(driver: ProbeDriver) -> None:
     assert driver.requirements("large") == {"slots": 3, "buffers": 1}
     with pytest.raises(VdcmError, match=r"probe0 has no ADI type huge \(known: large, shared, sm"):
         driver.requirements("huge")
 
 
+@pytest.mark.conformance("R4.1-6")
 def test_generations(driver: ProbeDriver) -> None:
     assert driver.generation == "2"
     driver.set_generation("1")
@@ -99,6 +103,7 @@ def test_generations(driver: ProbeDriver) -> None:
         driver.set_generation("3")
 
 
+@pytest.mark.conformance("R2.1-1", "R4.1-7")
 def test_allocation_fails_with_the_reason_and_takes_nothing(driver: ProbeDriver) -> None:
     adis = [driver.allocate("large", f"v{i}") for i in range(2)]
     before = driver.describe()["resources"]
@@ -118,6 +123,7 @@ def test_allocation_without_messages_left_gives_all_back() -> None:
     driver.close()
 
 
+@pytest.mark.conformance("R2.1-1", "R2.2-4", "R2.2-8", "R4.1-7")
 def test_the_life_of_an_adi(driver: ProbeDriver, memory: Memory) -> None:
     adi = driver.allocate("small", "vdev0")
     assert adi.state is AdiState.ALLOCATED
@@ -151,11 +157,13 @@ def test_an_adi_of_another_driver_is_refused(driver: ProbeDriver) -> None:
     other.close()
 
 
+@pytest.mark.conformance("R2.1-5", "R2.3-6")
 def test_a_shared_kind_needs_no_pasid_before(driver: ProbeDriver) -> None:
     """2.3: the PASID comes with the work."""
     driver.enable(driver.allocate("shared", "a"))
 
 
+@pytest.mark.conformance("R2.2-3")
 def test_nothing_is_enabled_before_the_pasid_capability(
     driver: ProbeDriver, memory: Memory
 ) -> None:
@@ -166,6 +174,7 @@ def test_nothing_is_enabled_before_the_pasid_capability(
         driver.enable(adi)
 
 
+@pytest.mark.conformance("R2.2-5", "R2.2-8", "R4.1-2")
 def test_configured_work_is_done_in_its_own_memory(driver: ProbeDriver, memory: Memory) -> None:
     adi = enabled(driver, memory, address=PAGE - 2, length=4, marker=0x5A)
     adi.resource.ring()
@@ -182,6 +191,7 @@ def test_without_bus_master_no_memory(driver: ProbeDriver, memory: Memory) -> No
     assert memory.space.read(0, 4) == bytes(4)
 
 
+@pytest.mark.conformance("R2.2-9", "R2.2-10", "R4.1-8")
 def test_pasids_primary_and_secondary(driver: ProbeDriver, memory: Memory) -> None:
     other = Memory()
     adi = driver.allocate("small", "a")
@@ -200,6 +210,7 @@ def test_pasids_primary_and_secondary(driver: ProbeDriver, memory: Memory) -> No
     other.close()
 
 
+@pytest.mark.conformance("R2.6-1", "R2.7-1", "R2.7-2", "R4.1-7")
 def test_reset_discards_the_work_of_one_adi_only(driver: ProbeDriver, memory: Memory) -> None:
     first, second = (enabled(driver, memory, cost=1 << 16) for _ in range(2))
     second.resource.ring(50)
@@ -214,6 +225,7 @@ def test_reset_discards_the_work_of_one_adi_only(driver: ProbeDriver, memory: Me
     assert (first.pasid, first.rate) == (memory.pasid, 1)  # the host's assignment
 
 
+@pytest.mark.conformance("R2.7-10", "R2.7-12")
 def test_reset_of_the_function_leaves_no_adi_configured(
     driver: ProbeDriver, memory: Memory
 ) -> None:
@@ -223,6 +235,7 @@ def test_reset_of_the_function_leaves_no_adi_configured(
     driver.enable(adis[0])
 
 
+@pytest.mark.conformance("R2.7-15", "R4.1-7")
 def test_drain_finishes_what_was_accepted(driver: ProbeDriver, memory: Memory) -> None:
     adi = enabled(driver, memory, cost=1 << 16)
     adi.resource.ring(1000)
@@ -237,6 +250,7 @@ def test_drain_finishes_what_was_accepted(driver: ProbeDriver, memory: Memory) -
     wait_until(lambda: adi.resource.done == 1001, driver)
 
 
+@pytest.mark.conformance("R4.1-7")
 @pytest.mark.parametrize("how", ["abort", "reset", "disable", "release"])
 def test_what_ends_an_adi_ends_its_drain(driver: ProbeDriver, memory: Memory, how: str) -> None:
     adi = enabled(driver, memory, cost=1 << 16)
@@ -249,6 +263,7 @@ def test_what_ends_an_adi_ends_its_drain(driver: ProbeDriver, memory: Memory, ho
     wait_until(lambda: done == [True], driver)
 
 
+@pytest.mark.conformance("R2.5.1-5", "R4.1-2", "R4.1-9")
 def test_messages_come_and_go(driver: ProbeDriver) -> None:
     adi = driver.allocate("small", "a")
     free = driver.ims.free
@@ -260,6 +275,7 @@ def test_messages_come_and_go(driver: ProbeDriver) -> None:
         driver.release_message(adi, entry)
 
 
+@pytest.mark.conformance("R4.1-10")
 def test_the_channel_is_opened_for_each_guest(driver: ProbeDriver) -> None:
     assert not driver.channel_enabled("vdev0")
     driver.enable_channel("vdev0")
@@ -268,6 +284,7 @@ def test_the_channel_is_opened_for_each_guest(driver: ProbeDriver) -> None:
     assert not driver.channel_enabled("vdev0")
 
 
+@pytest.mark.conformance("R2.6-8", "R4.1-11")
 def test_qos_is_set_or_refused(driver: ProbeDriver) -> None:
     adi = driver.allocate("small", "a")
     driver.set_qos(adi, weight=7, rate=1000)
@@ -278,6 +295,7 @@ def test_qos_is_set_or_refused(driver: ProbeDriver) -> None:
     assert (adi.weight, adi.rate) == (9, 1000)
 
 
+@pytest.mark.conformance("R2.7-14", "R4.1-12")
 def test_suspend_save_restore_resume(driver: ProbeDriver, memory: Memory) -> None:
     """Accepted work moves to an ADI of another parent, and nothing is done twice or lost."""
     adi = enabled(driver, memory, cost=1 << 16)

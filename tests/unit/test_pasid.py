@@ -146,6 +146,7 @@ def test_kinds_without_an_implementation_are_refused() -> None:
         assert ffi.errno == errno.EINVAL
 
 
+@pytest.mark.conformance("R2.2-13")
 def test_a_guest_pasid_is_translated(table: PasidTable) -> None:
     space = SecondLevel()
     hosts = [table.allocate(space), table.allocate(Nested(space))]

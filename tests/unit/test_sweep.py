@@ -144,6 +144,7 @@ def test_an_empty_queue_has_drained_at_once(bench: Bench) -> None:
     assert bench.events == bench.paths
 
 
+@pytest.mark.conformance("R2.6-7", "R2.6-8", "R4.1-11")
 def test_weights_are_shares_under_contention(bench: Bench) -> None:
     """Within 10 % whatever the sizes of the operations are (here: within 1 %)."""
     weights = {1: 700, 3: 64 << 10, 16: 10, 40: 256 << 10}
@@ -156,6 +157,7 @@ def test_weights_are_shares_under_contention(bench: Bench) -> None:
         assert done / sum(units) == pytest.approx(weight / sum(weights), rel=0.1)
 
 
+@pytest.mark.conformance("R2.6-7", "R2.6-8", "R4.1-11")
 def test_a_rate_is_kept_and_the_rest_is_for_others(bench: Bench) -> None:
     limited = bench.probe(rate=100_000_000, cost=4096)
     free = bench.probe(cost=4096)
@@ -216,6 +218,7 @@ def test_more_doorbells_than_one_look_has(bench: Bench) -> None:
     assert [probe.done for probe in probes] == [int(i % 7 == 0) for i in range(300)]
 
 
+@pytest.mark.conformance("R2.6-9")
 def test_reports_come_in_order_and_an_adi_loses_only_its_own(bench: Bench) -> None:
     noisy, quiet = bench.probe(report=5), bench.probe(report=6)
     noisy.ring(100)
@@ -239,6 +242,7 @@ def test_an_event_is_told_once(bench: Bench) -> None:
     assert len(bench.events) == 1
 
 
+@pytest.mark.conformance("R2.5.2-3")
 def test_a_message_that_the_adi_has_not_is_refused(bench: Bench) -> None:
     """2.5.2: an ADI can only generate messages that are its own."""
     probe = bench.probe(message=0)
@@ -248,6 +252,7 @@ def test_a_message_that_the_adi_has_not_is_refused(bench: Bench) -> None:
     assert bench.paths[0].counters()["messages"] == 0
 
 
+@pytest.mark.conformance("R2.2-5", "R2.6-2")
 @pytest.mark.parametrize("pasid", [0xFFFF_FFFF, 0, 5, 0xFFFFF, SECONDARY, GUEST_PASID_7])
 def test_no_memory_without_a_pasid_of_its_own(bench: Bench, pasid: int) -> None:
     probe = bench.probe(pasid=pasid, address=0x1000, length=8)
