@@ -59,6 +59,7 @@ class Manager:
         self._sockets: dict[str, Entry] = {}  # by real path
         self._store = store
         self._transport: Transport | None = None
+        self._sink_of: Callable[[str], Sink] | None = None
 
     # Define.
 
@@ -183,6 +184,8 @@ class Manager:
             )
         self._entries[definition.uuid] = self._sockets[entry.real_path] = entry
         self._called[definition.uuid] = self._called[definition.name] = entry
+        if self._sink_of is not None:
+            entry.sinks.append(self._sink_of(entry.name))
         return entry
 
     def _forget(self, entry: Entry) -> None:
@@ -395,6 +398,12 @@ class Manager:
         entry.sinks.append(sink)
         entry.observe()
         return end
+
+    def listen_to_all(self, sink_of: Callable[[str], Sink]) -> None:
+        """Give each VDEV, by its name, a sink for good: those there are and those to come."""
+        self._sink_of = sink_of
+        for entry in self._entries.values():
+            self.listen(entry.name, sink_of(entry.name))
 
     # Parents.
 

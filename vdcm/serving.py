@@ -20,7 +20,7 @@ from vdcm.vdev import Vdev
 
 log = logging.getLogger("vdcm.serving")
 
-DESCRIPTORS_EACH: Final = 32
+DESCRIPTORS_EACH: Final = 16
 """File descriptors of a VDEV with a client: its socket, the connection, shared BARs, a memory
 backend or two, the eventfds of its interrupts. What most need, not what one may."""
 DESCRIPTORS_OWN: Final = 64

@@ -40,7 +40,6 @@ def lab(
     vdevs: dict[str, dict[str, Any]] = {
         "gpio0": {"type": "pcie-idio-16", "inputs": 0x00FF},
         "show0": {"type": "showcase"},
-        "plug0": {"type": "pcie-idio-16"},
     }
     server = Server(folder, vdevs)
     machine = Machine(
@@ -49,7 +48,6 @@ def lab(
         modules=MODULES,
         devices=[
             *root_port(1),
-            *root_port(2),
             *vfio_user(server.socket("gpio0")),
             *vfio_user(server.socket("show0"), bus="rp1"),
         ],

@@ -55,7 +55,7 @@ class Gpio:
     def watch(self, lines: Sequence[int], edges: int) -> Monitor:
         """Begin to watch for ``edges`` changes; returns when the kernel has the lines requested."""
         self._monitors += 1
-        path = f"/tmp/gpiomon.{self._monitors}"
+        path = f"/tmp/gpiomon.{self.chip}.{self._monitors}"
         names = " ".join(map(str, lines))
         self._machine.check(
             f"gpiomon --num-events={edges} --format='%o %e' {self._chip} {names} "

@@ -19,8 +19,8 @@ def root_port(number: int) -> list[str]:
 
 
 class Lab:
-    """The shared server and guest. VDEVs: ``gpio0`` on the root bus, ``show0`` behind a root port,
-    ``plug0`` not attached, with the empty port ``rp2`` for it."""
+    """The shared server and guest. VDEVs: ``gpio0`` on the root bus, ``show0`` behind a root
+    port."""
 
     def __init__(self, server: Server, machine: Machine) -> None:
         self.server = server

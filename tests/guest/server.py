@@ -141,6 +141,16 @@ class Server:
                 self._process.stdout.close()
             self._process = None
 
+    def vdcm(self, *words: str) -> str:
+        """What a command of vdcm prints that talks to the server; ServerError if it fails."""
+        command = [sys.executable, "-m", "vdcm", *words, "--control", str(self.control)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=DEADLINE, cwd=ROOT, check=False
+        )
+        if done.returncode:
+            raise ServerError(f"vdcm {' '.join(words)}: {done.stderr}\n{self.log_tail()}")
+        return done.stdout
+
     def show(self, name: str) -> dict[str, Any]:
         """What ``vdcm show --json`` prints."""
         with ControlClient(self.control) as client:

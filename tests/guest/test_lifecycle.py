@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.guest.gpio import Gpio
-from tests.guest.lab import CARD, SHOWCASE, Lab, address_of, bars_of
+from tests.guest.lab import CARD, SHOWCASE, address_of, bars_of
 from tests.guest.machine import Machine, vfio_user
 from tests.guest.server import Server
 
@@ -53,25 +53,6 @@ def inputs(gpio: Gpio) -> int:
 def until(machine: Machine, condition: str) -> None:
     """Wait in the guest until a command succeeds."""
     machine.check(f"until {condition}; do usleep 50000; done", timeout=30)
-
-
-@pytest.mark.conformance("R4.4-1")
-def test_hot_plug_and_unplug(lab: Lab) -> None:
-    for _ in range(2):
-        lab.machine.qmp.execute(
-            "device_add",
-            driver="vfio-user-pci",
-            id="plug",
-            bus="rp2",
-            socket={"type": "unix", "path": str(lab.server.socket("plug0"))},
-        )
-        until(lab.machine, TWO_CARDS)
-        until(lab.machine, "test $(gpiodetect | wc -l) = 2")
-        assert lab.server.show("plug0")["state"] == "attached"
-        lab.machine.qmp.execute("device_del", id="plug")
-        until(lab.machine, f"! {TWO_CARDS}")
-        lab.server.wait_for("plug0 is free", lambda: lab.server.show("plug0")["state"] == "ready")
-    assert len(lab.gpio().get(OUTPUTS)) == 16
 
 
 def test_reboot_in_the_middle_of_work(serve: Serve, boot: Boot) -> None:

@@ -354,6 +354,7 @@ def test_what_is_stored_and_cannot_be_used_costs_only_itself(
     again.close()
 
 
+@pytest.mark.conformance("R4.4-6")
 def test_over_provisioning(keeper: Manager) -> None:
     """More is defined than there is; starting says what is short, stopping gives it back."""
     names = ["a", "b", "c"]
@@ -371,6 +372,7 @@ def test_over_provisioning(keeper: Manager) -> None:
     run(work)
 
 
+@pytest.mark.conformance("R4.4-3")
 def test_several_parents_of_one_vdev(keeper: Manager) -> None:
     both = {"type": "plugged-lamp", "parents": ["s", "t"]}
     keeper.define([{**both, "name": name} for name in ("a", "b", "c")])
@@ -591,6 +593,23 @@ def test_many_may_listen(manager: Manager) -> None:
         manager.close()
 
     run(work)
+
+
+def test_one_listens_to_all_also_to_those_to_come(keeper: Manager, tmp_path: Path) -> None:
+    heard: list[tuple[str, str]] = []
+    lamp = {"type": "lamp", "parent": "s", "socket": str(tmp_path / "a.sock")}
+    keeper.define([{**lamp, "name": "a"}])
+    keeper.listen_to_all(lambda name: lambda line: heard.append((name, line)))
+    keeper.define([{**lamp, "name": "b", "socket": str(tmp_path / "b.sock")}])
+
+    async def work() -> None:
+        for name in ("a", "b"):
+            keeper.start(name)
+            keeper.set(name, {"level": 1})
+            keeper.stop(name)
+
+    run(work)
+    assert heard == [("a", "level 0x1"), ("b", "level 0x1")]
 
 
 def test_describe_types() -> None:

@@ -69,7 +69,7 @@ def test_the_limit_of_descriptors(caplog: pytest.LogCaptureFixture) -> None:
     check_descriptors(10, 4096)
     assert not caplog.records
     check_descriptors(1024, 4096)
-    assert "1024 VDEVs need about 32832 file descriptors, and the limit is 4096" in caplog.text
+    assert "1024 VDEVs need about 16448 file descriptors, and the limit is 4096" in caplog.text
     assert "LimitNOFILE=" in caplog.text
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -101,13 +102,12 @@ async def _serve(definition: Definition, store: Store, control: Path, trace: boo
             manager.recall()
             if trace:
                 logging.getLogger("vdcm.trace").setLevel(logging.INFO)  # whatever --log-level is
-                for vdev in manager.summaries():
-                    _log_trace(manager, vdev["name"])
+                manager.listen_to_all(_log_sink)
             return await serve_until_stopped(manager, ready)
     finally:
         manager.close()
 
 
-def _log_trace(manager: Manager, name: str) -> None:
+def _log_sink(name: str) -> Callable[[str], None]:
     log = logging.getLogger(f"vdcm.trace.{name}")
-    manager.listen(name, lambda line: log.info("%s", line))
+    return lambda line: log.info("%s", line)
