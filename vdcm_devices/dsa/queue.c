@@ -259,15 +259,11 @@ static bool take(void *queue, vdcm_worker *worker)
 
 /* ---- running ------------------------------------------------------------------------------------ */
 
-/* Makes the next descriptor the work. */
+/* Makes the next descriptor of the FIFO the work. */
 static bool next(dsa_queue *q)
 {
-    uint32_t head;
+    uint32_t head = atomic_load_explicit(&q->head, memory_order_relaxed);
 
-    if (q->batch.active && dsa_batch_next(q)) {
-        return true;
-    }
-    head = atomic_load_explicit(&q->head, memory_order_relaxed);
     if (atomic_load_explicit(&q->tail, memory_order_acquire) == head) {
         return false;
     }
@@ -311,10 +307,17 @@ static uint64_t run(void *queue, vdcm_worker *worker, uint64_t budget)
     q->worker = worker;
     q->held = 0;
     q->record = NULL;
-    while (units < budget && (q->busy || next(q))) {
+    while (units < budget) {
         uint64_t limit = budget - units;
         uint64_t did;
 
+        if (!q->busy && q->batch.active && !dsa_batch_next(q)) {
+            units += DSA_OVERHEAD;
+            continue;
+        }
+        if (!q->busy && !next(q)) {
+            break;
+        }
         limit = limit < DSA_PAGE ? DSA_PAGE : limit > DSA_CHUNK ? DSA_CHUNK : limit;
         did = advance(q, limit);
         /* A try that found memory gone does nothing, but is not for nothing. */
