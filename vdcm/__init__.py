@@ -15,6 +15,7 @@ from vdcm.errors import (
 )
 from vdcm.function import ParentFunction
 from vdcm.host import HostDriver
+from vdcm.interrupts import Interrupts
 from vdcm.mailbox import (
     Mailbox,
     MailboxCode,
@@ -65,6 +66,7 @@ __all__ = [
     "Field",
     "HostDriver",
     "Identity",
+    "Interrupts",
     "Mailbox",
     "MailboxCode",
     "MailboxError",

@@ -114,6 +114,7 @@ class Vdev(Configurable):
         self.address_space: Final = dma.SecondLevel()
         self.guest_pasids: Final = GuestPasids(self.address_space)
         """What stands for a host PASID in work that names a PASID of the guest (3.3)."""
+        self._bound: dict[int, int] = {}  # of those, the host PASIDs that bind_pasid() made
         self.pasid: Final = PASIDS.allocate(self.address_space)
 
     def _place_msix(self, msix: MsiX) -> None:
@@ -167,6 +168,28 @@ class Vdev(Configurable):
         """Give an ADI back; what it has not finished is discarded."""
         self.adis.remove(adi)
         adi.driver.release(adi)
+
+    def bind_pasid(self, guest: int) -> None:
+        """Let work name ``guest``, a PASID of the guest: a host PASID of its own for this VDEV's
+        memory (3.3). StateError if it is bound, has more than 20 bits, or none is left."""
+        host = PASIDS.allocate(self.address_space)
+        try:
+            self.guest_pasids.bind(guest, host)
+        except BaseException:
+            PASIDS.release(host)
+            raise
+        self._bound[guest] = host
+
+    def unbind_pasid(self, guest: int) -> None:
+        """Undo ``bind_pasid``; no ADI has it as its own, nor work in it that names it."""
+        self.guest_pasids.unbind(guest)
+        PASIDS.release(self._bound.pop(guest))
+
+    def _unbind_pasids(self) -> None:
+        self.guest_pasids.clear()
+        for host in self._bound.values():
+            PASIDS.release(host)
+        self._bound.clear()
 
     def on_adi_report(self, adi: Adi, report: Report) -> None:
         """An ADI's C reported something that concerns the guest: an error above all (2.6)."""
@@ -251,7 +274,7 @@ class Vdev(Configurable):
             # First the ADIs, so that nothing of theirs comes after the reset (2.7).
             for adi in tuple(self.adis):
                 adi.driver.reset(adi)
-            self.guest_pasids.clear()
+            self._unbind_pasids()
             # What is pending goes first: the end of a mask would deliver it.
             for bar in self.bars.values():
                 bar.reset()
@@ -343,7 +366,7 @@ class Vdev(Configurable):
         self.state = VdevState.CLOSED
         for adi in tuple(self.adis):
             self.remove_adi(adi)
-        self.guest_pasids.clear()
+        self._unbind_pasids()
         PASIDS.release(self.pasid)
         for bar in self.bars.values():
             bar.close()

@@ -1,0 +1,272 @@
+"""The software DSA through the native client: every operation on every VDEV type, both kinds of
+portal, commands, interrupts, and what configuration may be written when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from dsa_client import DRAIN, INTERRUPT, LIMITED, MOVE, NOOP, UNLIMITED, DsaClient, Wq
+from dsa_lab import PORTALS, TYPES, Lab
+from dsa_program import PASID, Outcome, check_program, run_program
+
+from vdcm.errors import ResourceError
+from vdcm_devices.dsa.codes import Cause, Command, CommandError, DeviceState, WqState
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    lab = Lab(tmp_path)
+    yield lab
+    lab.close()
+
+
+@pytest.fixture
+def dsa(lab: Lab) -> DsaClient:
+    return lab.started()
+
+
+def test_every_operation_on_every_type_and_portal_has_equal_results(lab: Lab) -> None:
+    first: list[Outcome] = []
+    for kind in TYPES:
+        for portals in PORTALS:
+            dsa = lab.started(kind, pasid=PASID, portals=portals)
+            assert dsa.direct == (portals == "direct")
+            for wq in range(dsa.wqs):
+                outcomes = run_program(dsa, wq)
+                check_program(outcomes)
+                first = first or outcomes
+                assert outcomes == first, f"{kind}, WQ {wq}, {portals}"
+            dsa.client.close()
+
+
+@pytest.mark.parametrize("portals", PORTALS)
+def test_both_portals_of_a_dedicated_work_queue_take_work(lab: Lab, portals: str) -> None:
+    dsa = lab.started(portals=portals)
+    for portal in (UNLIMITED, LIMITED, LIMITED, UNLIMITED):
+        source, target = dsa.memory.put(bytes(range(200))), dsa.memory.take(200)
+        done = dsa.run(0, MOVE, portal=portal, source=source, destination=target, size=200)
+        assert done.status == 1
+        assert dsa.memory.read(target, 200) == bytes(range(200))
+
+
+def test_a_direct_ring_goes_round(lab: Lab) -> None:
+    dsa = lab.started(portals="direct")
+    records = []
+    for _ in range(3 * 64 + 5):
+        data, record = dsa.prepare(NOOP)
+        dsa.rings[0, LIMITED].post(data)
+        records.append(record)
+    assert [dsa.wait(record).status for record in records] == [1] * len(records)
+    assert dsa.command(Command.DISABLE_WQ, 1) == 0
+    assert dsa.command(Command.ENABLE_WQ, 0) == 0
+    dsa.find_rings()
+    assert dsa.run(0, NOOP).status == 1, "slot 0 comes first again"
+
+
+def test_stores_of_two_cpus_interleave(dsa: DsaClient) -> None:
+    """Eight stores make a descriptor; those to other slots come between."""
+    prepared = [dsa.prepare(NOOP) for _ in range(4)]
+    for word in (1, 2, 3, 4, 5, 6, 7, 0):
+        for slot, (data, _) in enumerate(prepared):
+            value = int.from_bytes(data[8 * word : 8 * word + 8], "little")
+            dsa.client.write(2, 0x1000 + 64 * slot + 8 * word, 8, value)
+    assert [dsa.wait(record).status for _, record in prepared] == [1] * 4
+
+
+# Commands
+
+
+def test_the_state_machine_of_device_and_work_queue(lab: Lab) -> None:
+    dsa = lab.client(lab.vdev("dsa-2dwq-1swq"))
+    assert dsa.command(Command.ENABLE_DEVICE) == CommandError.BUS_MASTER
+    dsa.set_bus_master()
+    assert dsa.command(Command.ENABLE_WQ, 0) == CommandError.DEVICE_NOT_ENABLED
+    dsa.configure([Wq(16), Wq(16), None])
+    assert dsa.command(Command.ENABLE_DEVICE) == 0
+    assert dsa.state == DeviceState.ENABLED
+    assert dsa.command(Command.ENABLE_DEVICE) == CommandError.DEVICE_NOT_DISABLED
+    assert dsa.command(Command.ENABLE_WQ, 2) == CommandError.WQ_SIZE
+    assert dsa.command(Command.ENABLE_WQ, 3) == CommandError.WQ_INDEX
+    assert dsa.command(Command.ENABLE_WQ, 0) == 0
+    assert dsa.command(Command.ENABLE_WQ, 0) == CommandError.WQ_NOT_DISABLED
+    assert dsa.command(Command.DRAIN_WQ, 0b10) == CommandError.WQ_NOT_ENABLED
+    assert [dsa.wq_state(wq) for wq in range(3)] == [WqState.ENABLED, 0, 0]
+    assert dsa.run(0, NOOP).status == 1
+    for command, operand in (
+        (Command.DRAIN_WQ, 1),
+        (Command.ABORT_WQ, 1),
+        (Command.DRAIN_ALL, 0),
+        (Command.ABORT_ALL, 0),
+        (Command.DRAIN_PASID, 0),
+        (Command.ABORT_PASID, 0),
+    ):
+        assert dsa.command(command, operand) == 0
+        assert dsa.run(0, NOOP).status == 1, "it goes on"
+    assert dsa.command(Command.DISABLE_WQ, 1) == 0
+    assert dsa.wq_state(0) == WqState.DISABLED
+    assert dsa.command(Command.ENABLE_WQ, 0) == 0, "what was configured is so still"
+    assert dsa.command(Command.DISABLE_DEVICE) == 0
+    assert (dsa.state, dsa.wq_state(0)) == (DeviceState.DISABLED, WqState.DISABLED)
+    assert dsa.command(Command.DISABLE_DEVICE) == CommandError.DISABLE_NOT_ENABLED
+    assert dsa.read(0x800) == 16
+    assert dsa.command(Command.RESET_DEVICE) == 0
+    assert dsa.read(0x800) == dsa.read(0x808) == dsa.read(0x600) == 0
+
+
+def test_configuration_in_use_is_read_only(dsa: DsaClient) -> None:
+    before = {at: dsa.read(at) for at in (0x80, 0x600, 0x620, 0x628, 0x800, 0x808, 0x80C, 0x820)}
+    for at in before:
+        dsa.write(at, 0xFFFF_FFFF)
+    assert {at: dsa.read(at) for at in before} == before
+    dsa.write(0x804, 3)
+    assert dsa.read(0x804) == 3, "the threshold may always be written"
+    assert dsa.command(Command.DISABLE_WQ, 1) == 0
+    dsa.write(0x808, 1 | 3 << 4)
+    assert dsa.read(0x808) == 1 | 3 << 4
+    dsa.write(0x800, 1)
+    assert dsa.read(0x800) == before[0x800], "the size, while the device is disabled"
+    assert dsa.command(Command.DISABLE_DEVICE) == 0
+    dsa.write(0x800, 1)
+    dsa.write(0x600, 0)
+    assert (dsa.read(0x800), dsa.read(0x600)) == (1, 0)
+
+
+def test_limits_of_a_work_queue_hold(lab: Lab) -> None:
+    dsa = lab.client(lab.vdev())
+    dsa.start([Wq(16, max_transfer=10, max_batch=1)])
+    source, target = dsa.memory.take(2048), dsa.memory.take(2048)
+    assert dsa.run(0, MOVE, source=source, destination=target, size=1024).status == 1
+    assert dsa.run(0, MOVE, source=source, destination=target, size=1025).status == 0x13
+    assert dsa.command(Command.DISABLE_WQ, 1) == 0
+    dsa.write(0x820, 1 << NOOP | 1 << DRAIN, 8)
+    assert dsa.command(Command.ENABLE_WQ, 0) == 0
+    assert dsa.run(0, NOOP).status == 1
+    assert dsa.run(0, MOVE, source=source, destination=target, size=10).status == 0x10
+
+
+def test_disabled_work_queues_ignore_work(dsa: DsaClient) -> None:
+    assert dsa.command(Command.DISABLE_WQ, 1) == 0
+    data, record = dsa.prepare(NOOP)
+    assert dsa.submit(0, data), "a posted write has no answer"
+    assert dsa.command(Command.ENABLE_WQ, 0) == 0
+    assert dsa.run(0, NOOP).status == 1
+    assert dsa.completion(record).status == 0
+    assert dsa.read(0xC0) == 0, "nobody is told (5.3)"
+
+
+def test_a_halted_device_needs_a_function_reset(dsa: DsaClient) -> None:
+    dsa.enable_interrupts()
+    dsa.write(0x88, 3)
+    dsa.set_bus_master(False)
+    assert dsa.state == DeviceState.HALT | 1 << 2
+    assert dsa.events[0].wait(5.0)
+    assert dsa.read(0x98) == Cause.SOFTWARE_ERROR | Cause.HALT
+    assert dsa.software_error()[0] >> 8 & 0xFF == 0x51
+    dsa.set_bus_master()
+    assert dsa.command(Command.RESET_DEVICE) == CommandError.HALTED
+    data, record = dsa.prepare(NOOP)
+    assert dsa.submit(0, data)
+    dsa.client.reset()
+    assert dsa.state == DeviceState.DISABLED
+    dsa.start()
+    assert dsa.run(0, NOOP).status == 1
+    assert dsa.completion(record).status == 0
+
+
+# Interrupts
+
+
+@pytest.mark.parametrize("portals", PORTALS)
+def test_completions_and_commands_interrupt(lab: Lab, portals: str) -> None:
+    dsa = lab.client(lab.vdev("dsa-2dwq-1swq", portals=portals))
+    dsa.set_bus_master()
+    dsa.start([Wq(16), Wq(16), None])
+    dsa.enable_interrupts()
+    assert len(dsa.events) == 4, "MSI-X entries: work queues and one"
+    for wq, handle in ((0, 1), (1, 2), (0, 3), (1, 1)):
+        assert dsa.run(wq, NOOP, INTERRUPT, handle=handle).status == 1
+        assert dsa.events[handle].wait(5.0) == 1
+    assert dsa.command(Command.DRAIN_ALL, interrupt=True) == 0
+    assert dsa.events[0].wait(5.0) == 1
+    assert dsa.read(0x98) == Cause.COMMAND
+    dsa.write(0x98, Cause.COMMAND)
+    assert dsa.read(0x98) == 0
+    assert [event.wait(0) for event in dsa.events] == [0] * 4
+
+
+def test_only_handles_that_were_given_are_good(dsa: DsaClient) -> None:
+    """The Request Interrupt Handle command is there, so it is needed (5.4, table 5-2)."""
+    bad = dsa.run(0, NOOP, INTERRUPT, handle=1)
+    assert bad.status == 0x19
+    dsa.enable_interrupts()
+    assert dsa.run(0, NOOP, INTERRUPT, handle=1).status == 1
+    assert dsa.events[1].wait(5.0) == 1
+    assert dsa.run(0, NOOP, INTERRUPT, handle=2).status == 0x19, "there is no such entry"
+    dsa.write(0x408, 1 << 3)
+    assert dsa.run(0, NOOP, INTERRUPT, handle=1).status == 0x19, "for work with a PASID"
+    dsa.write(0x408, 0)
+    assert dsa.run(0, NOOP, INTERRUPT, handle=1).status == 1
+    assert dsa.command(Command.RELEASE_INTERRUPT_HANDLE, 1) == 0
+    assert dsa.run(0, NOOP, INTERRUPT, handle=1).status == 0x19
+
+
+def test_a_masked_completion_is_delivered_once_on_unmask(dsa: DsaClient) -> None:
+    dsa.enable_interrupts()
+    dsa.write(0x4000 + 16 + 12, 1)
+    for _ in range(3):
+        assert dsa.run(0, NOOP, INTERRUPT, handle=1).status == 1
+    assert dsa.events[1].wait(0.05) == 0
+    assert dsa.read(0x5000, 8) == 0b10, "pending"
+    dsa.write(0x4000 + 16 + 12, 0)
+    assert dsa.events[1].wait(5.0) == 1
+    assert dsa.read(0x5000, 8) == 0
+
+
+def test_few_messages_make_a_handle_unavailable(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, ims=1)
+    try:
+        first, second = lab.started(), lab.started()
+        assert first.command(Command.REQUEST_INTERRUPT_HANDLE, 1) == 1 << 8
+        refused = second.command(Command.REQUEST_INTERRUPT_HANDLE, 1)
+        assert refused == CommandError.NO_INTERRUPT_HANDLE
+        first.client.reset()
+        assert second.command(Command.REQUEST_INTERRUPT_HANDLE, 1) == 1 << 8
+    finally:
+        lab.close()
+
+
+# Composition
+
+
+def test_over_provisioned_vdevs_fail_cleanly(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, dwqs=2, shares=1)
+    try:
+        vdevs = [lab.vdev(), lab.vdev()]
+        with pytest.raises(ResourceError, match="dwq"):
+            lab.vdev()
+        with pytest.raises(ResourceError):
+            lab.vdev("dsa-2dwq-1swq")
+        lab.host.run(lab.host.transport.withdraw, vdevs[0].name)
+        lab.host.run(vdevs[0].close)
+        lab.vdev()
+        assert lab.parent.driver.available("swq-share") == 1, "nothing of the failed ones is left"
+    finally:
+        lab.close()
+
+
+def test_what_vdcm_shows_of_it(lab: Lab) -> None:
+    vdev = lab.vdev("dsa-2dwq-1swq", weight=10)
+    dsa = lab.client(vdev)
+    dsa.set_bus_master()
+    dsa.start([Wq(16, priority=1), Wq(16, priority=3), None])
+    assert dsa.run(0, NOOP).status == 1
+    shown = lab.run(vdev.describe)
+    assert [(wq["state"], wq["modes"]) for wq in shown["work_queues"]] == [
+        ("enabled", ["dedicated"]),
+        ("enabled", ["dedicated"]),
+        ("disabled", ["shared"]),
+    ]
+    assert [adi["weight"] for adi in shown["adis"]] == [5, 15, 10], "20, by priority; and one"
+    assert shown["adis"][0]["counters"]["succeeded"] == 1

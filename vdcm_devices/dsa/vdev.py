@@ -1,0 +1,356 @@
+"""A virtual DSA: registers, commands and portals in front of the work queues it is composed of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from vdcm import (
+    Adi,
+    Bar,
+    BarKind,
+    DeferredError,
+    HostDriver,
+    Identity,
+    MsiX,
+    Property,
+    PropertyError,
+    Report,
+    VdcmError,
+    Vdev,
+)
+from vdcm_devices.dsa.channel import CHANNEL_SIZE, Channel, ChannelPointer, VdevPasid
+from vdcm_devices.dsa.codes import (
+    Cause,
+    CommandError,
+    DeviceState,
+    ResetType,
+    SoftwareError,
+    WqMode,
+    WqState,
+)
+from vdcm_devices.dsa.commands import Commands
+from vdcm_devices.dsa.datapath import REPORT_SWERROR, Answer
+from vdcm_devices.dsa.driver import DWQ, SHARE, DsaDriver
+from vdcm_devices.dsa.portals import PAGE, PORTALS, PortalBar, portals_end
+from vdcm_devices.dsa.registers import (
+    BAR0_SIZE,
+    MSIX_PENDING,
+    MSIX_TABLE,
+    DsaRegisters,
+    registers_class,
+)
+from vdcm_devices.dsa.workqueue import WorkQueue
+
+
+class DsaVdev(Vdev):
+    """A virtual DSA with ``dwqs`` dedicated work queues and then ``swqs`` shared ones, or, if it is
+    ``dynamic``, with as many places for work queues as the property ``queues`` says."""
+
+    identity = Identity(vendor=0x8086, device=0x0B25, class_code=0x088000)
+
+    portals = Property(
+        "intercepted",
+        live=False,
+        doc="intercepted: stores are taken one by one, as the stock driver needs it. direct: "
+        "portals are memory, for a driver that waits until its slot is zero.",
+    )
+    weight = Property(16, minimum=1, maximum=255, doc="Share of each ADI under contention.")
+    rate = Property(0, maximum=(1 << 50) - 1, doc="Bytes a second of each ADI; 0: no limit.")
+    queues = Property(
+        4, minimum=1, maximum=16, live=False, doc="Places for work queues (dsa-dynamic)."
+    )
+
+    def __init__(
+        self,
+        name: str,
+        drivers: Sequence[HostDriver],
+        dwqs: int = 0,
+        swqs: int = 0,
+        dynamic: bool = False,
+    ) -> None:
+        if self.portals not in ("intercepted", "direct"):
+            raise PropertyError(
+                f"{name}: portals are intercepted or direct, not {self.portals[:40]!r}"
+            )
+        wqs = self.queues if dynamic else dwqs + swqs
+        driver = drivers[0]
+        assert isinstance(driver, DsaDriver)
+        can = driver.describe_vdev(dwqs=dwqs, swqs=swqs, wqs=wqs)
+        self.dynamic: Final = dynamic
+        self.registers: Final[DsaRegisters] = registers_class(wqs, can.groups, can.engines)(self)
+        self.registers.tell(can)
+        self.handles: Final[set[int]] = set()
+        self.commands: Final = Commands(self)
+        self.work_queues: Final = [WorkQueue(self, index) for index in range(wqs)]
+        direct = self.portals == "direct"
+        self._portals: Final = PortalBar(
+            wqs,
+            self._submit,
+            direct=direct,
+            extra=CHANNEL_SIZE,
+            memory=PAGE if direct else 0,
+        )
+        channel_at = portals_end(wqs)
+        self.channel: Final = Channel(self, self._portals, channel_at)
+        bar = Bar(0, BAR0_SIZE, BarKind.MEMORY64_PREFETCHABLE)
+        bar.place(0, self.registers)
+        self._pasid: Final = VdevPasid(self._on_pasid_change)
+        super().__init__(
+            name,
+            bars=[bar, self._portals],
+            capabilities=[
+                MsiX(
+                    can.vectors,
+                    table_bar=0,
+                    table_offset=MSIX_TABLE,
+                    pba_bar=0,
+                    pba_offset=MSIX_PENDING,
+                ),
+                self._pasid,
+                ChannelPointer(2, channel_at),
+            ],
+            drivers=drivers,
+        )
+        try:
+            driver.enable_channel(name)
+            for queue, kind in zip(self.work_queues, [DWQ] * dwqs + [SHARE] * swqs, strict=False):
+                self.back(queue, kind)
+        except BaseException:
+            self.close()
+            raise
+
+    # Composition.
+
+    def back(self, queue: WorkQueue, kind: str) -> None:
+        """Put an ADI of ``kind`` behind a work queue; ResourceError if there is none left."""
+        adi = self.add_adi(kind)
+        try:
+            queue.attach(adi)
+        except BaseException:
+            queue.detach()
+            self.remove_adi(adi)
+            raise
+        self._divide()
+
+    def unback(self, queue: WorkQueue) -> None:
+        """Give the ADI behind a work queue back, if there is one."""
+        adi = queue.detach()
+        if adi is not None:
+            self.remove_adi(adi)
+            queue.forget_pages()
+            self._divide()
+
+    def portal_page(self, wq: int, portal: int) -> memoryview | None:
+        """The shared memory of a direct portal; None if it is intercepted."""
+        if self.portals != "direct":
+            return None
+        return self._portals.view((wq * PORTALS + portal) * PAGE, PAGE)
+
+    def on_set_weight(self, _value: int) -> None:
+        self._divide()
+
+    def on_set_rate(self, _value: int) -> None:
+        self._divide()
+
+    def _divide(self) -> None:
+        """Shares of the ADIs: each has ``weight``, which the priorities of the enabled work queues
+        divide anew among them. The guest cannot have more than its VDEV has."""
+        backed = [queue for queue in self.work_queues if queue.adi is not None]
+        enabled = [queue for queue in backed if queue.state is WqState.ENABLED]
+        priorities = {queue: self.registers.WQMODE[queue.index].PRIORITY for queue in enabled}
+        whole, parts = self.weight * len(enabled), sum(priorities.values())
+        for queue in backed:
+            share = self.weight
+            if queue in priorities:
+                share = max(1, min(255, whole * priorities[queue] // parts))
+            assert queue.adi is not None
+            queue.adi.driver.set_qos(queue.adi, weight=share, rate=self.rate)
+
+    # States, and what may be written in them (table 9-4, table 9-7).
+
+    def set_state(self, state: DeviceState) -> None:
+        registers = self.registers
+        registers.GENSTS.STATE = state
+        locked = 0 if state is DeviceState.DISABLED else None
+        registers.GENCFG.lock(locked)
+        for table in (
+            registers.GRPWQS,
+            registers.GRPENGINES,
+            registers.GRPFLAGS,
+            registers.WQSIZE,
+        ):
+            for register in table:
+                register.lock(locked)
+
+    def queue_changed(self, wq: int) -> None:
+        registers = self.registers
+        locked = 0 if self.work_queues[wq].state is WqState.DISABLED else None
+        for table in (registers.WQMODE, registers.WQLIMITS, *registers.wq_operations):
+            table[wq].lock(locked)
+        self._portals.forget(wq)
+        self._divide()
+
+    def clear_configuration(self) -> None:
+        registers = self.registers
+        kept = (
+            registers.CMDSTATUS,
+            registers.SWERROR,
+            registers.SWERROR_INFORMATION,
+            registers.SWERROR_ADDRESS,
+        )
+        values = [register.value for register in kept]
+        registers.reset()
+        for register, value in zip(kept, values, strict=True):
+            register.value = value
+        self._apply_handles()
+
+    def _halt(self) -> None:
+        """An unsupported change in configuration space: only a reset helps (5.7, 9.1.3)."""
+        for adi in self.adis:
+            adi.driver.reset(adi)
+        self.set_state(DeviceState.HALT)
+        self.registers.GENSTS.RESET = ResetType.FUNCTION
+        self.commands.cancel(CommandError.HARDWARE)
+        self.software_error(SoftwareError.PCI_CONFIGURATION)
+        if self.registers.GENCTRL.HALT:
+            self.raise_cause(Cause.HALT)
+
+    def on_bus_master_change(self, _enabled: bool) -> None:
+        self._on_pci_change()
+
+    def _on_pasid_change(self) -> None:
+        self._on_pci_change()
+
+    def _on_pci_change(self) -> None:
+        if self.registers.GENSTS.STATE in (DeviceState.ENABLED, DeviceState.DRAINING):
+            self._halt()
+
+    @property
+    def pasid_enabled(self) -> bool:
+        """The guest has enabled the PASID capability."""
+        return self._pasid.enabled
+
+    @property
+    def privileged_mode(self) -> bool:
+        """The guest has enabled privileged mode in the PASID capability."""
+        return bool(self._pasid.CONTROL.PRIVILEGED)
+
+    # Interrupts and errors.
+
+    def raise_cause(self, cause: Cause) -> None:
+        self.registers.INTCAUSE.value |= cause
+        self.interrupts.signal(0)
+
+    def request_handle(self, index: int) -> int | None:
+        if index not in self.handles:
+            try:
+                for queue in self.work_queues:
+                    queue.give_message(index)
+            except VdcmError:
+                return None
+            self.handles.add(index)
+            self._apply_handles()
+        return index
+
+    def release_handle(self, index: int) -> None:
+        self.handles.discard(index)
+        self._apply_handles()
+
+    def on_write_MSIXPERM(self, _index: int, _value: int) -> None:
+        self._apply_handles()
+
+    def _apply_handles(self) -> None:
+        for queue in self.work_queues:
+            queue.apply_handles()
+
+    def software_error(self, error: SoftwareError, wq: int | None = None) -> None:
+        """Record an error that is nobody's descriptor's."""
+        word = 1 | error << 8
+        if wq is not None:
+            word |= 1 << 3 | wq << 16
+        self._record((word, 0, 0))
+
+    def _record(self, words: Sequence[int]) -> None:
+        """The first error stays until the guest has seen it (9.2.15)."""
+        registers = self.registers
+        if registers.SWERROR.VALID:
+            registers.SWERROR.OVERFLOW = 1
+            return
+        registers.SWERROR.value = words[0]
+        registers.SWERROR_INFORMATION.value = words[1]
+        registers.SWERROR_ADDRESS.value = words[2]
+        if registers.GENCTRL.SOFTWARE_ERROR:
+            self.raise_cause(Cause.SOFTWARE_ERROR)
+
+    def on_adi_report(self, adi: Adi, report: Report) -> None:
+        if report.code == REPORT_SWERROR:
+            data = report.data
+            words = [int.from_bytes(data[at : at + 8], "little") for at in (0, 8, 16)]
+            if self.observer is not None:
+                self.observer(f"{adi.name} software error {words[0] >> 8 & 0xFF:#x}")
+            self._record(words)
+
+    # What the guest does.
+
+    def on_write_CMD(self, value: int) -> None:
+        self.commands.submit(value)
+
+    def on_read_WQSTATE(self, index: int) -> int:
+        stored = self.registers.WQSTATE[index].value
+        return stored & ~0xFFFF | min(self.work_queues[index].occupancy, 0xFFFF)
+
+    def _submit(self, wq: int, portal: int, descriptor: bytes) -> None:
+        """64 bytes came to a portal (5.3)."""
+        queue = self.work_queues[wq]
+        answer = None
+        if self.registers.GENSTS.STATE == DeviceState.ENABLED:
+            answer = queue.submit(portal, descriptor)
+        if self.observer is not None:
+            said = "ignored" if answer is None else answer.name.lower()
+            self.observer(f"WQ {wq} portal {portal} operation {descriptor[7]:#04x}: {said}")
+        if answer is Answer.ACCEPTED:
+            return
+        if WqMode.SHARED in queue.modes:
+            raise DeferredError(f"{self.name}: WQ {wq} does not take a descriptor now")
+        if answer is Answer.FULL:
+            self.software_error(SoftwareError.WQ_FULL, wq)
+
+    # Life.
+
+    def reset(self) -> None:
+        self.commands.forget()
+        super().reset()
+
+    def on_reset(self) -> None:
+        self.handles.clear()
+        for queue in self.work_queues:
+            if self.dynamic:
+                self.unback(queue)
+            elif queue.adi is not None:
+                queue.adi.driver.set_pasid(queue.adi, self.pasid)
+                for entry in tuple(queue.adi.messages):
+                    queue.adi.driver.release_message(queue.adi, entry)
+        self._divide()
+
+    def describe(self) -> dict[str, Any]:
+        described = super().describe()
+        described["work_queues"] = [
+            {
+                "index": queue.index,
+                "adi": queue.adi.name if queue.adi is not None else None,
+                "modes": [mode.name.lower() for mode in queue.modes],
+                "state": queue.state.name.lower(),
+                "occupancy": queue.occupancy,
+            }
+            for queue in self.work_queues
+        ]
+        return described
+
+    def close(self) -> None:
+        super().close()
+        for queue in self.work_queues:
+            queue.detach()
+            queue.forget_pages()
+        for driver in self.drivers:
+            driver.disable_channel(self.name)
