@@ -95,6 +95,7 @@ void vdcm_reader_free(vdcm_reader *reader);
 /*
  * The memory at `iova` in the domain of `pasid`: *memory, and the number of bytes *here that lie
  * there in one piece (1 <= *here <= length). It stays mapped until vdcm_leave().
+ * With an error nothing more is held than before:
  * -EPERM no PASID (UINT32_MAX), or one that is not in the table; -EFAULT not mapped; -EACCES not
  * permitted; -ENXIO announced but not shared; -EBUSY inside VDCM_READER_DOMAINS others; -EINVAL
  * length 0. The file behind it may shrink: touch it only inside vdcm_guarded().

@@ -224,7 +224,8 @@ static domain_slot *slot_with(vdcm_reader *reader, const vdcm_domain *domain)
     return NULL;
 }
 
-static int enter(vdcm_reader *reader, uint32_t pasid, vdcm_domain **entered)
+/* *taken is the slot that this has filled, NULL if the reader was inside already. */
+static int enter(vdcm_reader *reader, uint32_t pasid, vdcm_domain **entered, domain_slot **taken)
 {
     domain_slot *entry = entry_of(pasid);
 
@@ -239,6 +240,7 @@ static int enter(vdcm_reader *reader, uint32_t pasid, vdcm_domain **entered)
             return -EPERM;
         }
         *entered = domain;
+        *taken = NULL;
         if (slot_with(reader, domain) != NULL) {
             return 0; /* a change that has begun waits for us, so we must not wait for it */
         }
@@ -250,6 +252,7 @@ static int enter(vdcm_reader *reader, uint32_t pasid, vdcm_domain **entered)
          * again the domain may be gone already, and is not looked at. */
         atomic_store(slot, domain);
         if (atomic_load(entry) == domain && !atomic_load(&domain->changing)) {
+            *taken = slot;
             return 0;
         }
         atomic_store_explicit(slot, NULL, memory_order_release);
@@ -261,13 +264,21 @@ int vdcm_reach(vdcm_reader *reader, uint32_t pasid, uint64_t iova, uint64_t leng
                void **memory, uint64_t *here)
 {
     vdcm_domain *domain;
+    domain_slot *taken;
     int error;
 
     if (length == 0) {
         return -EINVAL;
     }
-    error = enter(reader, pasid, &domain);
-    return error != 0 ? error : domain->reach(domain, reader, iova, length, write, memory, here);
+    error = enter(reader, pasid, &domain, &taken);
+    if (error != 0) {
+        return error;
+    }
+    error = domain->reach(domain, reader, iova, length, write, memory, here);
+    if (error != 0 && taken != NULL) {
+        atomic_store_explicit(taken, NULL, memory_order_release); /* nothing of it is held */
+    }
+    return error;
 }
 
 void vdcm_leave(vdcm_reader *reader)
@@ -336,8 +347,8 @@ static uint32_t position(_Atomic(uint64_t) *words, uint32_t count, uint32_t gues
 
 static uint32_t look_up(vdcm_pasid_map *map, uint32_t guest)
 {
+    uint32_t count = atomic_load(&map->count); /* first: where there are any, there are words */
     _Atomic(uint64_t) *words = atomic_load(&map->words);
-    uint32_t count = atomic_load(&map->count);
     uint32_t index = position(words, count, guest);
     uint64_t word = index < count ? atomic_load(&words[index]) : 0;
 
@@ -362,8 +373,8 @@ uint32_t vdcm_pasid_map_translate(vdcm_pasid_map *map, uint32_t guest)
 
 static bool holds(vdcm_pasid_map *map, uint32_t host)
 {
+    uint32_t count = atomic_load(&map->count); /* first: where there are any, there are words */
     _Atomic(uint64_t) *words = atomic_load(&map->words);
-    uint32_t count = atomic_load(&map->count);
 
     for (uint32_t i = 0; i < count; i++) {
         if ((uint32_t)atomic_load(&words[i]) == host) {

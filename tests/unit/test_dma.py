@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from vdcm import dma
-from vdcm.dma import SecondLevel
-from vdcm.errors import DmaError
-from vdcm.pasid import PASIDS
+from vdcm.dma import PassThrough, SecondLevel
+from vdcm.errors import DmaError, StateError
+from vdcm.pasid import PASIDS, Translation
 from vdcm.transport import GuestMemory
 
 PAGE = os.sysconf("SC_PAGESIZE")
@@ -121,3 +121,50 @@ def test_spaces_are_apart(level: Level) -> None:
         assert dma.read(pasid, 0x10000, 1) == b"\0"
     finally:
         PASIDS.release(other)
+
+
+def test_memory_belongs_to_one_space(level: Level) -> None:
+    _, space, memory = level
+    other = SecondLevel()
+    with pytest.raises(StateError, match="detach it there first"):
+        other.attach(memory)
+    assert other.ranges == []
+    space.detach()
+    other.attach(memory)
+    assert other.read(0x10000, 1) == b"\0"
+    other.detach()
+    space.attach(memory)
+
+
+def test_pass_through_is_the_arena_and_nothing_else() -> None:
+    """Address and offset are one; neither this process's memory nor a client's is reached."""
+    fd = os.memfd_create("arena")
+    os.ftruncate(fd, 3 * PAGE)
+    os.pwrite(fd, b"arena", PAGE - 2)
+    space = PassThrough(fd, 2 * PAGE)
+    pasid = PASIDS.allocate(space)
+    own = array("B", b"own")
+    try:
+        assert space.domain.kind is Translation.PASS_THROUGH
+        assert space.base is space
+        assert dma.read(pasid, PAGE - 2, 5) == b"arena"
+        dma.write(pasid, 2 * PAGE - 4, b"last")
+        assert os.pread(fd, 5, 2 * PAGE - 4) == b"last\0"
+        for address in (2 * PAGE - 2, 2 * PAGE, own.buffer_info()[0]):
+            with pytest.raises(DmaError, match="not mapped"):
+                dma.read(pasid, address, 3)
+            with pytest.raises(DmaError, match="not mapped"):
+                dma.write(pasid, address, b"abc")
+        assert own.tobytes() == b"own"
+    finally:
+        PASIDS.release(pasid)
+        os.close(fd)
+
+
+def test_an_arena_that_cannot_be_mapped_is_refused() -> None:
+    fd = os.memfd_create("arena")
+    os.ftruncate(fd, PAGE)
+    for size in (0, PAGE + 1, 2 * PAGE):
+        with pytest.raises(DmaError, match="cannot map"):
+            PassThrough(fd, size)
+    os.close(fd)

@@ -1,18 +1,24 @@
-"""The native module without a socket: guest memory and its limits."""
+"""The native module without a socket: guest memory, its limits, and readers of it."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from native_reader import Reader
 
+from vdcm._native import ffi, lib
+from vdcm.dma import SecondLevel
 from vdcm.errors import DmaError
+from vdcm.pasid import PASIDS
 from vdcm.transport import GuestMemory
 from vdcm.transport.memory import maps_privately
 
@@ -217,3 +223,143 @@ def test_any_sequence_of_maps_agrees_with_a_page_table(
                     memory.read(page * PAGE, 1)
     for fd in fds:
         os.close(fd)
+
+
+# Readers, by PASID
+
+
+@pytest.fixture
+def reader() -> Iterator[Reader]:
+    reader = Reader()
+    yield reader
+    reader.close()
+
+
+@pytest.fixture
+def pasids(reader: Reader) -> Iterator[list[int]]:
+    """Of three VDEVs, the memory of each one page long: its number, from address 0 on."""
+    pasids = []
+    for number in range(3):
+        memory, space = GuestMemory(), SecondLevel()
+        fd = os.memfd_create("guest")
+        os.write(fd, bytes([number]) * PAGE)
+        memory.map(0, PAGE, fd)
+        os.close(fd)
+        space.attach(memory)
+        pasids.append(PASIDS.allocate(space))
+    yield pasids
+    reader.leave()  # a release waits for it
+    for pasid in pasids:
+        PASIDS.release(pasid)
+
+
+def test_a_reader_gets_a_piece_at_a_time(reader: Reader, memfd: int) -> None:
+    space, memory = SecondLevel(), GuestMemory()
+    pasid = PASIDS.allocate(space)
+    assert reader.reach(pasid, PAGE, 1) == (-errno.EFAULT, 0)  # no client
+    space.attach(memory)
+    memory.map(PAGE, 2 * PAGE, memfd)
+    memory.map(3 * PAGE, PAGE, memfd, 4 * PAGE, writable=False)
+    memory.map(4 * PAGE, PAGE, -1)
+    assert reader.reach(pasid, PAGE + 8, 100) == (0, 100)
+    assert reader.reach(pasid, PAGE + 8, 2**64 - 1, write=True) == (0, 2 * PAGE - 8)
+    assert reader.reach(pasid, 4 * PAGE - 1, 2) == (0, 1)
+    assert reader.reach(pasid, 3 * PAGE, 1, write=True) == (-errno.EACCES, 0)
+    assert reader.reach(pasid, 4 * PAGE, 1) == (-errno.ENXIO, 0)
+    for address in (0, PAGE - 1, 5 * PAGE, 2**64 - 1):
+        assert reader.reach(pasid, address, 1) == (-errno.EFAULT, 0)
+    assert reader.reach(pasid, PAGE, 0) == (-errno.EINVAL, 0)
+    reader.leave()
+    PASIDS.release(pasid)
+    assert reader.reach(pasid, PAGE, 1) == (-errno.EPERM, 0)
+
+
+def test_without_a_pasid_nothing_is_reached(reader: Reader, pasids: list[int]) -> None:
+    """Scalable IOV, 2.6: every memory request includes the PASID."""
+    for pasid in (0, max(pasids) + 64, 2**20 - 1, 2**20, 2**20 + pasids[0], 2**32 - 1):
+        assert reader.reach(pasid, 0, 1) == (-errno.EPERM, 0)
+
+
+def test_a_reader_is_in_two_domains_at_most(reader: Reader, pasids: list[int]) -> None:
+    first, second, third = pasids
+    assert reader.read(first, 0, 1) == (0, b"\0")
+    assert reader.read(second, 0, 1) == (0, b"\1")
+    assert reader.read(third, 0, 1) == (-errno.EBUSY, b"")
+    assert reader.read(first, 0, 2) == (0, b"\0\0")  # still inside
+    reader.leave()
+    assert reader.read(third, 0, 1) == (0, b"\2")
+
+
+def test_an_unmap_waits_for_the_reader_inside(reader: Reader, memfd: int) -> None:
+    space, memory = SecondLevel(), GuestMemory()
+    pasid = PASIDS.allocate(space)
+    space.attach(memory)
+    memory.map(0, PAGE, memfd)
+    done = threading.Event()
+
+    def unmap() -> None:
+        memory.unmap(0, PAGE)
+        done.set()
+
+    assert reader.read(pasid, 0, 1) == (0, b"\0")
+    thread = threading.Thread(target=unmap)
+    thread.start()
+    for _ in range(1000):
+        # Whether or not the change has begun to wait: who is inside may look again.
+        assert reader.read(pasid, 8, 1) == (0, b"\0")
+    assert not done.is_set()
+    reader.leave()
+    assert done.wait(60)
+    thread.join()
+    assert reader.reach(pasid, 0, 1) == (-errno.EFAULT, 0)
+    PASIDS.release(pasid)
+
+
+def test_a_release_waits_for_the_reader_inside(reader: Reader, memfd: int) -> None:
+    space, memory = SecondLevel(), GuestMemory()
+    pasid = PASIDS.allocate(space)
+    space.attach(memory)
+    memory.map(0, PAGE, memfd)
+    done = threading.Event()
+
+    def release() -> None:
+        PASIDS.release(pasid)
+        done.set()
+
+    assert reader.read(pasid, 0, 1) == (0, b"\0")
+    thread = threading.Thread(target=release)
+    thread.start()
+    while reader.reach(pasid, 0, 1) == (0, 1):
+        assert not done.is_set()  # nothing is reached by it any more, though it is mapped
+    assert not done.is_set()
+    reader.leave()
+    assert done.wait(60)
+    thread.join()
+
+
+def test_memory_that_goes_leaves_its_domain_empty(reader: Reader, memfd: int) -> None:
+    """A session frees its memory itself; the PASID outlives it."""
+    native = lib.vdcm_aspace_new()
+    domain = lib.vdcm_domain_new(lib.VDCM_SECOND_LEVEL)
+    assert lib.vdcm_aspace_map(native, 0, PAGE, memfd, 0, True, True) == 0
+    assert lib.vdcm_domain_attach(domain, native) == 0
+    pasid = 0xDFFFF
+    assert lib.vdcm_pasid_set(pasid, domain) == 0
+    assert reader.reach(pasid, 0, 1) == (0, 1)
+    reader.leave()
+    lib.vdcm_aspace_free(native)
+    assert reader.reach(pasid, 0, 1) == (-errno.EFAULT, 0)
+    reader.leave()
+    lib.vdcm_domain_free(domain)
+    assert reader.reach(pasid, 0, 1) == (-errno.EPERM, 0)
+
+
+def test_there_is_an_end_to_readers() -> None:
+    others = []
+    while (native := lib.vdcm_reader_new()) != ffi.NULL:
+        others.append(native)
+        assert len(others) <= lib.VDCM_READERS
+    assert ffi.errno == errno.EAGAIN
+    for native in others:
+        lib.vdcm_reader_free(native)
+    Reader().close()
