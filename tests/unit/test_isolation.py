@@ -244,6 +244,7 @@ TestIsolation = Isolation.TestCase
 TestIsolation.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
 
 
+@pytest.mark.conformance("R2.6-2", "R2.6-5")
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_readers_in_threads_never_see_what_is_not_theirs(sanitizer: str, tmp_path: Path) -> None:
     compiler = shutil.which("cc")

@@ -274,6 +274,7 @@ def test_a_reader_gets_a_piece_at_a_time(reader: Reader, memfd: int) -> None:
     assert reader.reach(pasid, PAGE, 1) == (-errno.EPERM, 0)
 
 
+@pytest.mark.conformance("R2.6-2")
 def test_without_a_pasid_nothing_is_reached(reader: Reader, pasids: list[int]) -> None:
     """Scalable IOV, 2.6: every memory request includes the PASID."""
     for pasid in (0, max(pasids) + 64, 2**20 - 1, 2**20, 2**20 + pasids[0], 2**32 - 1):
