@@ -244,6 +244,7 @@ def shared() -> Iterator[Any]:
     lib.dsa_wq_free(wq)
 
 
+@pytest.mark.conformance("R2.1-5", "R2.3-1", "R2.3-2", "R2.7-3")
 def test_the_shares_of_a_wq_have_its_entries_in_common(shared: Any) -> None:
     one, two = Machine(shared), Machine(shared)
     for m in (one, two):
@@ -280,6 +281,7 @@ def test_a_limited_portal_gets_the_threshold(shared: Any) -> None:
     m.close()
 
 
+@pytest.mark.conformance("R2.3-2", "R2.3-3", "R2.3-5")
 def test_a_full_shared_wq_answers_retry_in_the_slot(shared: Any) -> None:
     m = Machine(shared)
     furnish(m)
@@ -299,6 +301,7 @@ def test_a_full_shared_wq_answers_retry_in_the_slot(shared: Any) -> None:
     m.close()
 
 
+@pytest.mark.conformance("R2.3-4", "R2.3-6")
 def test_a_shared_wq_works_with_the_pasid_of_the_descriptor(shared: Any) -> None:
     m = Machine(shared)
     m.bound = {1: 100, 2: 200}
@@ -312,6 +315,7 @@ def test_a_shared_wq_works_with_the_pasid_of_the_descriptor(shared: Any) -> None
     m.close()
 
 
+@pytest.mark.conformance("R2.3-4", "R2.6-2", "R2.6-10")
 @pytest.mark.parametrize(
     ("flags", "status"),
     [(RECORD, "DSA_STATUS_COMPLETION_FAULT"), (0, "DSA_STATUS_TRANSLATION")],
@@ -390,6 +394,7 @@ def test_a_handle_may_belong_to_a_pasid(shared: Any) -> None:
     m.close()
 
 
+@pytest.mark.conformance("R2.2-5", "R2.6-2")
 def test_an_adi_without_a_pasid_reaches_nothing(machine: Machine) -> None:
     machine.primary = machine.secondary = 0xFFFF_FFFF
     machine.execute(noop(), fill(1))

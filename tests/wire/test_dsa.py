@@ -27,6 +27,7 @@ def dsa(lab: Lab) -> DsaClient:
     return lab.started()
 
 
+@pytest.mark.conformance("R4.2-2", "R4.3-1", "R4.4.1-1", "R4.4.1-3", "R4.4-5")
 def test_every_operation_on_every_type_and_portal_has_equal_results(lab: Lab) -> None:
     first: list[Outcome] = []
     for kind in TYPES:
@@ -178,6 +179,7 @@ def test_a_halted_device_needs_a_function_reset(dsa: DsaClient) -> None:
 # Interrupts
 
 
+@pytest.mark.conformance("R2.5.1-14", "R4.4.2-3", "R4.4.2-4")
 @pytest.mark.parametrize("portals", PORTALS)
 def test_completions_and_commands_interrupt(lab: Lab, portals: str) -> None:
     dsa = lab.client(lab.vdev("dsa-2dwq-1swq", portals=portals))
@@ -240,6 +242,7 @@ def test_few_messages_make_a_handle_unavailable(tmp_path: Path) -> None:
 # Composition
 
 
+@pytest.mark.conformance("R4.4-6", "R4.4-8")
 def test_over_provisioned_vdevs_fail_cleanly(tmp_path: Path) -> None:
     lab = Lab(tmp_path, dwqs=2, shares=1)
     try:
