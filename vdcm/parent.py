@@ -101,11 +101,15 @@ def build(model: type[Model], name: str, properties: Mapping[str, Any], **argume
     _check(model, name, properties)
     made = model.__new__(model)
     vars(made).update(properties)
-    model.__init__(made, name, **arguments)
     try:
+        model.__init__(made, name, **arguments)
         set_properties(made, properties)
     except BaseException:
-        made.close()
+        try:  # what it has taken already is given back
+            made.close()
+        except AttributeError:  # it has not come as far as its own close() expects
+            base = Vdev if isinstance(made, Vdev) else Parent
+            base.close(made)
         raise
     return made
 

@@ -71,6 +71,7 @@ class Vdev(Configurable):
     identity: ClassVar[Identity]
     intx: ClassVar[bool] = False
     """The device has an interrupt line (INTA#)."""
+    state: VdevState = VdevState.CLOSED  # until there is something to close
 
     def __init__(
         self,
@@ -80,7 +81,6 @@ class Vdev(Configurable):
         drivers: Sequence[HostDriver] = (),
     ) -> None:
         self.name: Final = name
-        self.state = VdevState.READY
         self.bars: Final[Mapping[int, Bar]] = {bar.index: bar for bar in bars}
         self.session: Session | None = None
         self.resets = 0
@@ -116,6 +116,7 @@ class Vdev(Configurable):
         """What stands for a host PASID in work that names a PASID of the guest (3.3)."""
         self._bound: dict[int, int] = {}  # of those, the host PASIDs that bind_pasid() made
         self.pasid: Final = PASIDS.allocate(self.address_space)
+        self.state = VdevState.READY
 
     def _place_msix(self, msix: MsiX) -> None:
         registers = self.interrupts.msix
@@ -323,6 +324,7 @@ class Vdev(Configurable):
             "name": self.name,
             "state": self.state.value,
             "pci_id": f"{self.identity.vendor:04x}:{self.identity.device:04x}",
+            "client": None if self.session is None else {"pid": self.session.peer},
             "pasid": self.pasid,
             "bars": [
                 {

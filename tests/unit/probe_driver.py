@@ -78,12 +78,8 @@ class ProbeVdev(Vdev):
             drivers=drivers,
         )
         self.heard: list[tuple[Adi, int]] = []
-        try:
-            for kind in adis:
-                self.add_adi(kind, range(drivers[0].adi_types[kind].messages))
-        except BaseException:
-            self.close()
-            raise
+        for kind in adis:
+            self.add_adi(kind, range(drivers[0].adi_types[kind].messages))
 
     def on_adi_report(self, adi: Adi, report: Any) -> None:
         self.heard.append((adi, report.code))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from importlib.metadata import EntryPoint
 
 import pytest
-from small_model import House
+from small_model import House, Lamp
 
 import vdcm.parent
 from vdcm import Parent, PropertyError, VdcmError
 from vdcm.errors import DeclarationError
-from vdcm.parent import GROUP, models, set_properties
+from vdcm.parent import GROUP, build, models, set_properties
 from vdcm.pasid import PASIDS
 from vdcm_devices.idio16 import Idio16Card
 
@@ -40,6 +40,25 @@ def test_a_vdev_that_cannot_be_made_leaves_no_pasid(properties: dict[str, int]) 
     before = len(PASIDS)
     with pytest.raises((PropertyError, RuntimeError)):
         House("home").create("lamp", "lamp0", properties)
+    assert len(PASIDS) == before
+
+
+class Half(Lamp):
+    """One that fails when it is half made, with a close() that expects it whole."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        raise RuntimeError("no wire")
+
+    def close(self) -> None:
+        self.wire.cut()  # type: ignore[attr-defined]
+        super().close()
+
+
+def test_a_vdev_that_is_half_made_leaves_no_pasid() -> None:
+    before = len(PASIDS)
+    with pytest.raises(RuntimeError, match="no wire"):
+        build(Half, "half", {})
     assert len(PASIDS) == before
 
 

@@ -60,6 +60,8 @@ class Card(Vdev):
 class FakeSession:
     """What a VDEV uses of a session."""
 
+    peer = 4711
+
     def __init__(self) -> None:
         self.memory = GuestMemory()
         self.signals: list[tuple[Irq, int]] = []

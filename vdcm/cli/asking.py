@@ -71,7 +71,8 @@ def show(
     if as_json:
         print_json(shown)
     else:
-        typer.echo("\n".join(outline(shown)))
+        registers = shown.pop("registers", [])  # many, so last
+        typer.echo("\n".join(outline({**shown, "registers": registers})))
 
 
 def set_properties(

@@ -135,7 +135,7 @@ class Session:
         self._endpoint = endpoint
         self._connection = connection
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        self._peer = int.from_bytes(credentials[:4], "little")  # its process id
+        self.peer: Final = int.from_bytes(credentials[:4], "little")  # its process id
         self._handle = ffi.new_handle(self)
         self._loop = endpoint.loop
         self._idle_since = 0
@@ -327,7 +327,7 @@ class Session:
         cannot be known: the client has no mapping of it, or runs as another user.
         """
         if file not in self._private and len(self._private) < FILE_LIMIT:
-            self._private[file] = maps_privately(self._peer, file)
+            self._private[file] = maps_privately(self.peer, file)
         return self._private.get(file, False)
 
     def complain(
