@@ -110,19 +110,14 @@ class Manager:
         if self._store is None:
             raise VdcmError("this server has no state folder: it defines nothing for good")
         made: list[Entry] = []
-        stored: list[str] = []
         try:
             for one in wanted:
                 entry = Entry(vdev_from_json(one, self._known), Origin.STORED)
                 made.append(self._register(entry))
-            for entry in made:
-                self._store.write(entry.definition.uuid, entry.definition.to_json(), new=True)
-                stored.append(entry.definition.uuid)
+            self._store.write(*(entry.definition.to_json() for entry in made), new=True)
         except BaseException:
             for entry in made:
                 self._forget(entry)
-            for uuid in stored:
-                self._store.remove(uuid)
             raise
         return [entry.summary() for entry in made]
 
@@ -205,7 +200,7 @@ class Manager:
 
     def _redefine(self, entry: Entry, definition: VdevDefinition) -> None:
         if entry.origin is Origin.STORED and self._store is not None:
-            self._store.write(definition.uuid, definition.to_json())
+            self._store.write(definition.to_json())
         entry.definition = definition
 
     # Start and stop.

@@ -64,28 +64,37 @@ class Store:
                     )
         return wrong
 
-    def write(self, uuid: str, definition: Mapping[str, Any], *, new: bool = False) -> None:
-        """Store ``definition``; with ``new`` there must be none under that UUID."""
-        path = self._path(uuid)
-        with _blame(path):
+    def write(self, *definitions: Mapping[str, Any], new: bool = False) -> None:
+        """Store definitions under their ``uuid``; all, or none if one cannot be written.
+
+        With ``new`` there must be none under a UUID yet.
+        """
+        with _blame(self.folder):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._open()
-        if new and path.exists():
-            raise StoreError(f"{path} is there, and could not be used: repair it or remove it")
-        text = json.dumps(definition, indent=2) + "\n"
-        unfinished = path.with_suffix(_UNFINISHED)
-        with _blame(path):
-            try:
-                with os.fdopen(os.open(unfinished, _FLAGS, 0o600), "w") as file:
-                    file.write(text)
-                    file.flush()
-                    os.fsync(file.fileno())
-                unfinished.rename(path)
-            except BaseException:
+        paths = [self._path(definition["uuid"]) for definition in definitions]
+        for path in paths:
+            if new and path.exists():
+                raise StoreError(f"{path} is there, and could not be used: repair it or remove it")
+        try:
+            for path, definition in zip(paths, definitions, strict=True):
+                with _blame(path), os.fdopen(os.open(_beside(path), _FLAGS, 0o600), "w") as file:
+                    file.write(json.dumps(definition, indent=2) + "\n")
+            for path in paths:  # after all are written: most disks bring them over together
+                with _blame(path):
+                    _sync(_beside(path))
+            for path in paths:
+                with _blame(path):
+                    _beside(path).rename(path)
+            with _blame(self.folder):
+                os.fsync(self._lock)
+        except BaseException:
+            for path in paths:
                 with suppress(OSError):
-                    unfinished.unlink()
-                raise
-            os.fsync(self._lock)
+                    _beside(path).unlink(missing_ok=True)
+                    if new:
+                        path.unlink(missing_ok=True)
+            raise
 
     def remove(self, uuid: str) -> None:
         """Forget a definition; one that is gone already is forgotten too."""
@@ -118,6 +127,19 @@ class Store:
                 "give this one a folder of its own with --state"
             ) from error
         self._lock = folder
+
+
+def _beside(path: Path) -> Path:
+    """Where a file is written that shall be ``path``."""
+    return path.with_suffix(_UNFINISHED)
+
+
+def _sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 _FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import stat
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator
@@ -320,16 +322,14 @@ def test_define_is_all_or_none(
     with pytest.raises(PropertyError):
         keeper.define([lamp, {**lamp, "properties": {"level": 999}}])
     assert keeper.summaries() == []
-    write = Store.write
-    left = [1]
+    synced: list[int] = []
 
-    def full(self: Store, *arguments: Any, **options: Any) -> None:
-        if not left:
-            raise StoreError("full")
-        left.pop()
-        write(self, *arguments, **options)
+    def full(fd: int) -> None:
+        synced.append(fd)
+        if len(synced) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Store, "write", full)
+    monkeypatch.setattr("vdcm.store.os.fsync", full)
     with pytest.raises(StoreError):
         keeper.define([lamp, lamp])
     assert keeper.summaries() == []

@@ -18,7 +18,7 @@ from vdcm import store as module
 from vdcm.errors import StoreError
 from vdcm.store import Store
 
-ONE, TWO = ("83b8f4f2-509f-382f-3c1e-e6bfe0fa100" + digit for digit in "12")
+ONE, TWO, THREE = ("83b8f4f2-509f-382f-3c1e-e6bfe0fa100" + digit for digit in "123")
 
 
 @pytest.fixture
@@ -37,9 +37,9 @@ def contents(store: Store) -> list[dict[str, Any]]:
 def test_what_is_written_is_read(store: Store) -> None:
     assert contents(store) == []
     assert not store.folder.exists()  # nothing to keep yet
-    store.write(TWO, {"uuid": TWO, "properties": {"label": "é"}}, new=True)
-    store.write(ONE, {"uuid": ONE})
-    store.write(ONE, {"uuid": ONE, "auto": True})
+    store.write({"uuid": TWO, "properties": {"label": "é"}}, new=True)
+    store.write({"uuid": ONE})
+    store.write({"uuid": ONE, "auto": True})
     assert contents(store) == [
         {"uuid": ONE, "auto": True},
         {"uuid": TWO, "properties": {"label": "é"}},
@@ -52,11 +52,11 @@ def test_what_is_written_is_read(store: Store) -> None:
 
 
 def test_a_folder_has_one_server(store: Store) -> None:
-    store.write(ONE, {"uuid": ONE})
+    store.write({"uuid": ONE})
     other = Store(store.folder)
     for attempt in (
         lambda: other.read(print),
-        lambda: other.write(TWO, {"uuid": TWO}),
+        lambda: other.write({"uuid": TWO}),
         lambda: other.remove(ONE),
     ):
         with pytest.raises(StoreError, match=r"belongs to another server .* with --state"):
@@ -82,7 +82,7 @@ def test_a_folder_has_one_server(store: Store) -> None:
     ],
 )
 def test_garbage_costs_only_itself(store: Store, data: bytes | None, said: str) -> None:
-    store.write(TWO, {"uuid": TWO})
+    store.write({"uuid": TWO})
     bad = store.folder / f"{ONE}.json"
     if data is None:
         bad.mkdir()
@@ -95,13 +95,13 @@ def test_garbage_costs_only_itself(store: Store, data: bytes | None, said: str) 
     assert "repair the file or remove it" in str(error)
     assert bad.exists()
     with pytest.raises(StoreError, match="is there, and could not be used: repair it or remove"):
-        store.write(ONE, {"uuid": ONE}, new=True)
+        store.write({"uuid": ONE}, new=True)
 
 
 @given(st.binary(max_size=200))
 def test_any_file_is_read_or_named(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     store = Store(tmp_path_factory.getbasetemp() / "any")
-    store.write(ONE, {})
+    store.write({"uuid": ONE})
     (store.folder / f"{ONE}.json").write_bytes(data)
     found: list[dict[str, Any]] = []
     errors = store.read(found.append)
@@ -111,7 +111,7 @@ def test_any_file_is_read_or_named(tmp_path_factory: pytest.TempPathFactory, dat
 
 def test_a_write_that_was_cut_short_leaves_the_old_one(store: Store) -> None:
     """What a server leaves that is killed between the two steps."""
-    store.write(ONE, {"uuid": ONE})
+    store.write({"uuid": ONE})
     unfinished = store.folder / f"{ONE}.new"
     unfinished.write_text('{"uu')
     assert contents(store) == [{"uuid": ONE}]
@@ -120,7 +120,7 @@ def test_a_write_that_was_cut_short_leaves_the_old_one(store: Store) -> None:
 
 @pytest.mark.parametrize("call", ["write", "fsync", "rename"])
 def test_a_full_disk(store: Store, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
-    store.write(ONE, {"uuid": ONE})
+    store.write({"uuid": ONE})
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -131,9 +131,23 @@ def test_a_full_disk(store: Store, monkeypatch: pytest.MonkeyPatch, call: str) -
         else:
             patch.setattr(*((Path, "rename") if call == "rename" else (module.os, "fsync")), full)
         with pytest.raises(StoreError, match=r"\.json: cannot be stored: No space left .*--state"):
-            store.write(ONE, {"uuid": ONE, "auto": True})
+            store.write({"uuid": ONE, "auto": True})
         with pytest.raises(StoreError, match="No space left"):
-            store.write(TWO, {"uuid": TWO}, new=True)
+            store.write({"uuid": TWO}, new=True)
+    with monkeypatch.context() as patch:
+        left = [None] * 2  # of two files the second
+
+        def fill(*arguments: Any) -> Any:
+            left.pop() if left else full()
+            return real(*arguments)
+
+        place, name = (Path, call) if call == "rename" else (module.os, call)
+        name = "fdopen" if call == "write" else name
+        real = getattr(place, name)
+        left.pop()
+        patch.setattr(place, name, fill)
+        with pytest.raises(StoreError, match="No space left"):
+            store.write({"uuid": TWO}, {"uuid": THREE}, new=True)
     assert contents(store) == [{"uuid": ONE}]
     assert [path.name for path in store.folder.iterdir()] == [f"{ONE}.json"]
 
@@ -143,14 +157,14 @@ def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
     for folder in (tmp_path / "file", tmp_path / "file/sub"):
         store = Store(folder)
         with pytest.raises(StoreError, match=r"cannot be stored: .*another folder"):
-            store.write(ONE, {"uuid": ONE})
+            store.write({"uuid": ONE})
         store.close()
 
 
 def test_a_link_in_the_place_of_the_unfinished_file(store: Store, tmp_path: Path) -> None:
-    store.write(ONE, {"uuid": ONE})
+    store.write({"uuid": ONE})
     (tmp_path / "victim").write_text("mine")
     (store.folder / f"{TWO}.new").symlink_to(tmp_path / "victim")
     with pytest.raises(StoreError):
-        store.write(TWO, {"uuid": TWO})
+        store.write({"uuid": TWO})
     assert (tmp_path / "victim").read_text() == "mine"
