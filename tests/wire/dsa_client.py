@@ -22,6 +22,7 @@ from dsa_machine import Completion, descriptor
 
 from vdcm.client import Client, DmaBuffer, Eventfd, Irq, MappedArea, Region
 from vdcm.errors import ProtocolError
+from vdcm.mailbox import MailboxCode
 from vdcm_devices.dsa._fastpath import lib
 from vdcm_devices.dsa.codes import Command, WqMode
 
@@ -179,7 +180,10 @@ class DsaClient:
         return self.read(0x800 + 64 * wq + 24) & 0xFFFF
 
     def software_error(self) -> tuple[int, int, int]:
-        """The three words of SWERROR, which is acknowledged."""
+        """The three words of SWERROR, once there is an error; it is acknowledged."""
+        deadline = time.monotonic() + TIMEOUT
+        while not self.read(0xC0) & 1:
+            assert time.monotonic() < deadline, "no error is reported"
         words = tuple(self.read(0xC0 + 8 * i, 8) for i in range(3))
         self.write(0xC0, words[0] & 3, 8)
         return words[0], words[1], words[2]
@@ -213,6 +217,13 @@ class DsaClient:
         for vector in range(1, len(self.events)):
             assert self.command(Command.REQUEST_INTERRUPT_HANDLE, vector) == vector << 8
 
+    def bind(self, pasid: int) -> None:
+        """Have a PASID for shared work queues, if this one is not there already."""
+        try:
+            self.ask(BIND_PASID, pasid)
+        except MailboxRefusal as refusal:
+            assert refusal.code == MailboxCode.BAD_REQUEST
+
     def configure(self, wqs: Sequence[Wq | None]) -> None:
         """WQCFG and GRPCFG: all that are not None, with all engines, in group 0."""
         bitmap = 0
@@ -239,7 +250,7 @@ class DsaClient:
         assert self.command(Command.RESET_DEVICE) == 0
         if self.shared:
             self.enable_pasid()
-            self.ask(BIND_PASID, pasid)
+            self.bind(pasid)
         if wqs is None:
             modes = self.modes()
             size = self.total_size // self.wqs
@@ -276,7 +287,7 @@ class DsaClient:
             time.sleep(0.001)
         if status >> 8 & 0xFF:
             raise MailboxRefusal(status >> 8 & 0xFF)
-        return self.client.read(Region.BAR2, data + half, 4)
+        return self.client.read(Region.BAR2, data + half, 4) if status >> 16 else 0
 
     # Work
 
