@@ -214,7 +214,7 @@ class Mailbox:
     ``at`` is where the registers go in ``bar``, an intercepted place. ``data`` and ``size`` are
     request and response area together, bytes: multiples of 16, at most 64 KiB, in pages that are
     all ``MEMORY`` or all intercepted. ``vector`` is the interrupt, None for a driver that polls.
-    ``opened``: the channel is enabled from the start, else ``open`` does it.
+    ``enabled`` says whether the host driver lets this VDEV use it (Table 4-1); asked each time.
 
     Raises DeclarationError for what cannot be.
     """
@@ -231,9 +231,10 @@ class Mailbox:
         data: int,
         size: int,
         vector: int | None = None,
-        opened: bool = True,
+        enabled: Callable[[], bool] = lambda: True,
     ) -> None:
         self.owner: Final = owner
+        self._enabled = enabled
         self.registers: Final = MailboxRegisters(self)
         self.answered = 0
         self.rejected = 0
@@ -260,20 +261,9 @@ class Mailbox:
         self.registers.SIZE.preset(size // 2)
         if vector is not None:
             self.registers.CONTROL.preset(HAS_VECTOR=1, VECTOR=vector)
-        self.registers.STATUS.preset(OPEN=int(opened))
         bar.place(at, self.registers)
 
     # The host's side.
-
-    def open(self) -> None:
-        """Enable the channel (Table 4-1)."""
-        self._drop()
-        self.registers.STATUS.preset(OPEN=1)
-
-    def close(self) -> None:
-        """Disable the channel; what is not answered is dropped."""
-        self._drop()
-        self.registers.STATUS.preset(OPEN=0)
 
     @property
     def busy(self) -> bool:
@@ -306,6 +296,10 @@ class Mailbox:
 
     # The guest's side.
 
+    def on_read_STATUS(self) -> int:
+        self.registers.STATUS.OPEN = int(self._enabled())
+        return self.registers.STATUS.value
+
     def on_write_DOORBELL(self, _value: int) -> None:
         doorbell, status = self.registers.DOORBELL, self.registers.STATUS
         opcode, length = doorbell.OPCODE, doorbell.LENGTH
@@ -314,7 +308,7 @@ class Mailbox:
             status.REJECTED = 1
             return
         status.DONE = status.CODE = status.LENGTH = 0
-        if not status.OPEN:
+        if not self._enabled():
             self._answer(MailboxCode.NOT_OPEN)
         elif opcode not in self._types:
             self._answer(MailboxCode.UNKNOWN_REQUEST)

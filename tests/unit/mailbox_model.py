@@ -52,12 +52,20 @@ class Letterbox(Vdev):
 
     def __init__(self, name: str, *, shared: bool = True, vector: int | None = VECTOR) -> None:
         self.waiting: list[MailboxRequest] = []
+        self.channel_enabled = True
         pages = [Pages(DATA, SIZE, PagePolicy.MEMORY)] if shared else []
         bar = Bar(0, 8 * PAGE, pages=pages)
         self.scratch: Final = Scratch()
         bar.place(0, self.scratch)
         self.mailbox: Final = Mailbox(
-            self, REQUESTS, bar, REGISTERS, data=DATA, size=SIZE, vector=vector
+            self,
+            REQUESTS,
+            bar,
+            REGISTERS,
+            data=DATA,
+            size=SIZE,
+            vector=vector,
+            enabled=lambda: self.channel_enabled,
         )
         super().__init__(
             name,

@@ -339,13 +339,15 @@ def test_reset_while_handling(driver: Driver) -> None:
 @pytest.mark.conformance("R4.1-10")
 def test_channel_that_is_not_open(box: Letterbox, driver: Driver) -> None:
     driver.send("LATER", b"wait")
-    box.mailbox.close()
-    assert driver.get("STATUS") == 0
-    assert not box.waiting[0].pending
+    box.channel_enabled = False
+    assert driver.field("OPEN") == 0
+    box.waiting[0].complete(b"what was asked in time")
+    assert driver.answer() == (MailboxCode.SUCCESS, b"what was asked in time")
     assert driver.ask("ECHO", b"?") == (MailboxCode.NOT_OPEN, b"")
     box.reset()
     assert driver.ask("ECHO", b"?") == (MailboxCode.NOT_OPEN, b""), "it is not the guest's to open"
-    box.mailbox.open()
+    box.channel_enabled = True
+    assert driver.field("OPEN") == 1
     assert driver.ask("ECHO", b"!") == (MailboxCode.SUCCESS, b"!")
 
 

@@ -217,6 +217,17 @@ def test_a_guest_asks_for_adis_and_gives_them_back(lab: Lab, portals: str) -> No
     assert len(PASIDS) == 1, "and the PASIDs"
 
 
+@pytest.mark.conformance("R4.1-10")
+def test_the_host_driver_opens_and_closes_the_channel(lab: Lab) -> None:
+    vdev, driver = lab.vdev("dsa-dynamic"), lab.parent.driver
+    dsa = lab.client(vdev)
+    assert dsa.ask(ALLOCATE_ADI, 0) == 0
+    lab.run(lambda: driver.disable_channel(vdev.name))
+    assert refusal(dsa, ALLOCATE_ADI, 0) is MailboxCode.NOT_OPEN
+    lab.run(lambda: driver.enable_channel(vdev.name))
+    assert dsa.ask(ALLOCATE_ADI, 0) == 1
+
+
 def test_dynamic_vdevs_get_what_is_free(lab: Lab) -> None:
     """Over-provisioned: more of them than the parent has ADIs."""
     many = [lab.client(lab.vdev("dsa-dynamic"), 1 << 20) for _ in range(4)]

@@ -87,7 +87,14 @@ class Channel:
     def __init__(self, vdev: DsaVdev, bar: Bar, at: int) -> None:
         self._vdev: Final = vdev
         self.mailbox: Final = Mailbox(
-            self, REQUESTS, bar, at, data=at + PAGE, size=DATA_SIZE, vector=0
+            self,
+            REQUESTS,
+            bar,
+            at,
+            data=at + PAGE,
+            size=DATA_SIZE,
+            vector=0,
+            enabled=lambda: vdev.drivers[0].channel_enabled(vdev.name),
         )
 
     # What the mailbox uses.
