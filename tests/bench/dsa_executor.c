@@ -1,6 +1,6 @@
 /*
- * The DSA's executor alone, on flat memory: descriptors of 64 bytes a second, and GB/s of memory move
- * from 4 KiB to 1 MiB beside plain memcpy. Build with VDCM_BENCH; prints, and decides nothing.
+ * The DSA's executor alone, on flat memory: descriptors of 64 bytes a second, and GB/s of memory
+ * move from 4 KiB to 1 MiB beside plain memcpy. Build with VDCM_BENCH; prints, and decides nothing.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -149,7 +149,7 @@ int main(void)
         uint32_t count = (UINT32_C(1) << 31) / size;
         double best[2] = {1e9, 1e9};
 
-        for (int i = 0; i < 5; i++) { /* alternately, and the best of each: other work comes and goes */
+        for (int i = 0; i < 5; i++) { /* the best of each: other work comes and goes */
             double move = moves(q, size, count);
             double copy = copies(size, count);
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from dsa_machine import GENCAP, PAGE, SECONDARY, Machine, descriptor
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vdcm_devices.dsa._fastpath import lib
@@ -221,6 +221,7 @@ def test_an_unused_handle_or_completion_address_is_reserved(machine: Machine, na
     assert first >> 8 & 0xFF == lib.DSA_STATUS_RESERVED_FIELD
 
 
+@settings(deadline=None)
 @given(st.integers(0, 255))
 def test_operations_that_there_are_not(code: int) -> None:
     known = {getattr(lib, f"DSA_OP_{name}") for name in TABLE}
@@ -371,6 +372,7 @@ def test_drain_readbacks(machine: Machine) -> None:
     assert machine.completion(COMPLETION).fault_address == 0x6000
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=64, max_size=64))
 def test_garbage_ends(raw: bytes) -> None:
     """Whatever the bytes are, the queue gets to the end of them and says something or nothing."""
@@ -382,6 +384,7 @@ def test_garbage_ends(raw: bytes) -> None:
     machine.close()
 
 
+@settings(deadline=None)
 @given(st.sampled_from(list(TABLE)), st.data())
 def test_almost_valid_descriptors_end(name: str, data: st.DataObject) -> None:
     machine = ready()

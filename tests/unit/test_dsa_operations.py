@@ -102,6 +102,7 @@ SEEDS = st.integers(0, 1000)
 BLOCKING = st.sampled_from([0, lib.DSA_FLAG_BLOCK_ON_FAULT])
 
 
+@settings(deadline=None)
 @given(LAYOUTS, SEEDS, addresses(), addresses(), SIZES, BUDGETS, BLOCKING)
 @example(["joined"] * PAGES, 0, BASE, BASE + 1, 3 * PAGE, 1, 0)
 @example(["joined"] * PAGES, 0, BASE + 1, BASE, 3 * PAGE, 1, 0)
@@ -121,6 +122,7 @@ def test_memory_move(
     check(raw, layout, noise(seed), budget)
 
 
+@settings(deadline=None)
 @given(LAYOUTS, SEEDS, st.integers(0, 2**64 - 1), addresses(), SIZES, BUDGETS)
 def test_fill(
     layout: list[str], seed: int, pattern: int, destination: int, size: int, budget: int | None
@@ -132,6 +134,7 @@ def test_fill(
 CHECKS = st.sampled_from([0, lib.DSA_FLAG_CHECK_RESULT])
 
 
+@settings(deadline=None)
 @given(LAYOUTS, SEEDS, addresses(), addresses(), SIZES, BUDGETS, CHECKS, st.data())
 def test_compare(
     layout: list[str],
@@ -156,6 +159,7 @@ def test_compare(
     check(raw, layout, bytes(content), budget)
 
 
+@settings(deadline=None)
 @given(LAYOUTS, st.binary(min_size=8, max_size=8), addresses(), SIZES, BUDGETS, CHECKS, st.data())
 def test_compare_pattern(
     layout: list[str],
@@ -193,6 +197,7 @@ def delta_memory(seed: int, one: int, two: int, size: int, changes: list[int]) -
     return bytes(content[: PAGES * PAGE].ljust(PAGES * PAGE, b"\0"))
 
 
+@settings(deadline=None)
 @given(
     LAYOUTS,
     SEEDS,
@@ -236,6 +241,7 @@ def test_create_delta(
     check(raw, layout, delta_memory(seed, one, two, size, changes), budget)
 
 
+@settings(deadline=None)
 @given(
     LAYOUTS,
     SEEDS,
@@ -272,6 +278,7 @@ def test_apply_delta(
     check(raw, layout, bytes(content), budget)
 
 
+@settings(deadline=None)
 @given(LAYOUTS, SEEDS, addresses(), st.integers(0, PAGE - 1), SIZES, BUDGETS)
 def test_dualcast(
     layout: list[str], seed: int, at: int, offset: int, size: int, budget: int | None
@@ -298,6 +305,7 @@ CRC_FLAGS = st.sets(
 ).map(sum)
 
 
+@settings(deadline=None)
 @given(
     LAYOUTS,
     SEEDS,
@@ -309,7 +317,6 @@ CRC_FLAGS = st.sets(
     SIZES,
     BUDGETS,
 )
-@settings(deadline=None)
 def test_crc(
     layout: list[str],
     seed: int,
@@ -356,6 +363,7 @@ TAGS = st.tuples(
 )
 
 
+@settings(deadline=None)
 @given(
     LAYOUTS,
     SEEDS,
@@ -371,7 +379,6 @@ TAGS = st.tuples(
     BUDGETS,
     st.data(),
 )
-@settings(deadline=None)
 def test_dif(
     layout: list[str],
     seed: int,
@@ -421,6 +428,7 @@ def test_dif(
     check(raw, layout, bytes(content), budget)
 
 
+@settings(deadline=None)
 @given(LAYOUTS, addresses(), SIZES, BUDGETS)
 def test_cache_flush(layout: list[str], destination: int, size: int, budget: int | None) -> None:
     raw = build(lib.DSA_OP_CACHE_FLUSH, destination=destination, size=size)
@@ -432,6 +440,7 @@ def test_noop() -> None:
 
 
 @pytest.mark.parametrize("fast", [True, False])
+@settings(deadline=None)
 @given(data=st.binary(max_size=200), before=st.binary(max_size=20), offset=st.integers(0, 8))
 def test_both_ways_of_crc32c(fast: bool, data: bytes, before: bytes, offset: int) -> None:
     start = reference.crc32c(0, before, bypass_inversion=False, bypass_reflection=False)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from dsa_machine import GUEST_PASID, PAGE, PRIMARY, SECONDARY, Machine, descriptor
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vdcm_devices.dsa._fastpath import ffi, lib
@@ -106,6 +106,7 @@ def test_what_is_out_of_range_is_refused(machine: Machine) -> None:
 # ---- intercepted submission ----------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 60))
 def test_a_dedicated_wq_holds_its_size(size: int, count: int) -> None:
     m = Machine(size=size)
@@ -597,6 +598,7 @@ def test_the_place_of_a_portal_is_saved(machine: Machine) -> None:
     other.close()
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_damaged_state_is_refused_or_harmless(data: st.DataObject) -> None:
     m = Machine()

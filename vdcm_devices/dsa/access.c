@@ -118,7 +118,8 @@ int dsa_touch(dsa_queue *q, dsa_work *w, dsa_job *job, int (*body)(void *), int 
         }
     }
     o = &job->operands[i];
-    return dsa_fault(w, w->backwards ? o->address + (job->length - 1) : o->address, o->write, o->id);
+    return dsa_fault(w, w->backwards ? o->address + (job->length - 1) : o->address, o->write,
+                     o->id);
 }
 
 struct copy {
@@ -183,8 +184,8 @@ bool dsa_reach_record(dsa_queue *q, const dsa_work *w)
 
     q->record = NULL;
     /* 32 bytes aligned to 32 lie in one page. */
-    if (q->services->reach(q->worker, w->record_pasid, w->d.completion, sizeof(dsa_completion), true,
-                           &memory, &here) != 0 ||
+    if (q->services->reach(q->worker, w->record_pasid, w->d.completion, sizeof(dsa_completion),
+                           true, &memory, &here) != 0 ||
         here < sizeof(dsa_completion)) {
         return false;
     }

@@ -1,6 +1,6 @@
 /*
- * Batches (3.8, 8.3.2): descriptors in guest memory, executed in their order one at a time. They are
- * read a few at a time, each once; the guest may do with the list what it likes.
+ * Batches (3.8, 8.3.2): descriptors in guest memory, executed one after the other. They are read a
+ * few at a time, each once; the guest may do with the list what it likes.
  */
 #include <string.h>
 

@@ -6,12 +6,11 @@
 
 #include "engine.h"
 
-#define PRIVILEGED UINT32_C(0x80000000)
 #define PASID_MASK UINT32_C(0xfffff)
 
-static bool privileged(const dsa_queue *q, const dsa_work *w)
+bool dsa_privileged(const dsa_queue *q, const dsa_work *w)
 {
-    return q->wq != NULL ? w->d.pasid & PRIVILEGED : q->settings.flags & DSA_WQ_PRIVILEGED;
+    return q->wq != NULL ? w->d.pasid >> 31 : q->settings.flags & DSA_WQ_PRIVILEGED;
 }
 
 void dsa_bind(dsa_queue *q, dsa_work *w)
@@ -46,7 +45,7 @@ static bool interrupt_allowed(const dsa_queue *q, const dsa_work *w)
 {
     bool pasid = q->wq != NULL || q->settings.flags & DSA_WQ_PASID;
 
-    return !pasid || privileged(q, w) || q->settings.flags & DSA_USER_INTERRUPTS;
+    return !pasid || dsa_privileged(q, w) || q->settings.flags & DSA_USER_INTERRUPTS;
 }
 
 /* The flags that are set and may not be, or are not and must be. */
@@ -124,7 +123,7 @@ static int check_completion(dsa_queue *q, dsa_work *w)
         dsa_fault(w, w->d.completion, true, DSA_COMPLETION);
         return DSA_STATUS_COMPLETION_FAULT;
     }
-    /* A PASID that the guest has not bound reaches nothing; this refuses also what would not try. */
+    /* A PASID that is not bound reaches nothing; this refuses also what would not try. */
     return w->data_pasid == VDCM_NO_PASID ? DSA_STATUS_TRANSLATION : DSA_MORE;
 }
 
@@ -141,7 +140,7 @@ int dsa_check(dsa_queue *q, dsa_work *w)
     if (flags & DSA_FLAG_REQUEST_INTERRUPT && interrupt_allowed(q, w)) {
         w->interrupt = dsa_message(q, w) >= 0;
     }
-    if (q->wq != NULL && privileged(q, w) && !(q->settings.flags & DSA_PRIVILEGED_MODE)) {
+    if (q->wq != NULL && dsa_privileged(q, w) && !(q->settings.flags & DSA_PRIVILEGED_MODE)) {
         return DSA_STATUS_PRIVILEGE;
     }
     if (w->op == NULL || !(q->settings.operations[code / 64] >> code % 64 & 1) ||

@@ -38,7 +38,7 @@ static void report(dsa_queue *q, const dsa_work *w, int status)
                (uint64_t)pasid << 40;
     words[0] |= w->member ? MEMBER : 0;
     words[0] |= page_fault(status) && w->write ? WRITE : 0;
-    words[0] |= (shared ? w->d.pasid >> 31 : q->settings.flags & DSA_WQ_PRIVILEGED) ? PRIVILEGED : 0;
+    words[0] |= dsa_privileged(q, w) ? PRIVILEGED : 0;
     /* Older revisions have Invalid Flags here and nothing else. */
     if (q->settings.gencap & DSA_CAP_FAULT_INFO || status == DSA_STATUS_BAD_FLAGS) {
         words[0] |= q->settings.gencap & DSA_CAP_FAULT_INFO ? INFORMATION : 0;
@@ -70,8 +70,8 @@ static dsa_completion record_of(const dsa_queue *q, const dsa_work *w, int statu
     /* Of one that has ended, only a comparison tells how far it got. */
     if (status != DSA_STATUS_SUCCESS && status != DSA_STATUS_FALSE_PREDICATE) {
         r.completed = w->done;
-    } else if (code == DSA_OP_BATCH || ((code == DSA_OP_COMPARE || code == DSA_OP_COMPARE_PATTERN) &&
-                                        w->result == 1) ||
+    } else if (code == DSA_OP_BATCH || (code == DSA_OP_COMPARE && w->result == 1) ||
+               (code == DSA_OP_COMPARE_PATTERN && w->result == 1) ||
                (code == DSA_OP_CREATE_DELTA && w->result == 2)) {
         r.completed = w->done;
     }

@@ -85,9 +85,8 @@ int dsa_create_delta_step(dsa_queue *q, dsa_work *w, uint64_t limit, uint64_t *u
         memcpy(deltas + count * DELTA + 2, two + compared, 8);
         count++;
     }
-    written = count == 0 ? 0
-                         : dsa_write(q, w, DSA_DESTINATION, d->create.record + w->delta_size, deltas,
-                                     count * DELTA) / DELTA;
+    written = dsa_write(q, w, DSA_DESTINATION, d->create.record + w->delta_size, deltas,
+                        count * DELTA) / DELTA;
     *units += compared + written * DELTA;
     w->delta_size += written * DELTA;
     w->result = w->delta_size != 0;

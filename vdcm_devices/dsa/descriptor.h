@@ -1,7 +1,7 @@
 /*
- * What passes between the guest's software and a Data Streaming Accelerator: descriptors, completion
- * records, and their codes. Section numbers are those of the Intel DSA architecture specification,
- * 341204-006. Everything is little-endian, as the hosts that this runs on are.
+ * What passes between the guest's software and a Data Streaming Accelerator: descriptors,
+ * completion records, and their codes. Section numbers are those of the Intel DSA architecture
+ * specification, 341204-006. All is little-endian, as the hosts that this runs on are.
  */
 #ifndef DSA_DESCRIPTOR_H
 #define DSA_DESCRIPTOR_H
@@ -134,7 +134,7 @@ typedef struct {
 
 /* A descriptor: 64 bytes (8.1). Which name of a union counts depends on the operation (8.3). */
 typedef struct {
-    uint32_t pasid;     /* 19:0; bit 31: privileged. A dedicated WQ and a batch ignore them (8.1.1) */
+    uint32_t pasid;     /* 19:0; bit 31: privileged. Ignored in dedicated WQs and batches (8.1.1) */
     uint32_t operation; /* 23:0 flags, 31:24 operation */
     uint64_t completion;
     union {

@@ -105,7 +105,8 @@ static uint8_t judge(const dsa_work *w, const uint8_t *block, uint32_t length)
     if (flags & DSA_DIF_SOURCE_ALL_F && all_f) {
         return flags & DSA_DIF_SOURCE_ALL_F_ERROR ? DSA_DIF_ALL_F_DETECTED : 0;
     }
-    if ((flags & DSA_DIF_SOURCE_APP_F && app_f) || (flags & DSA_DIF_SOURCE_APP_REF_F && app_ref_f)) {
+    if ((flags & DSA_DIF_SOURCE_APP_F && app_f) ||
+        (flags & DSA_DIF_SOURCE_APP_REF_F && app_ref_f)) {
         return 0;
     }
     if (!(flags & DSA_DIF_SOURCE_NO_GUARD) && f.guard != guard_of(&w->d, block, length)) {

@@ -124,7 +124,7 @@ static inline void dsa_add(uint64_t *counter, uint64_t n)
     __atomic_store_n(counter, now + n, __ATOMIC_RELAXED);
 }
 
-/* ---- access.c ------------------------------------------------------------------------------------ */
+/* ---- access.c -------------------------------------------------------------------------------- */
 
 typedef struct {
     uint64_t address;
@@ -160,15 +160,16 @@ uint32_t dsa_write(dsa_queue *q, dsa_work *w, uint8_t operand, uint64_t address,
 bool dsa_reach_record(dsa_queue *q, const dsa_work *w);
 bool dsa_write_record(dsa_queue *q, const dsa_work *w, const dsa_completion *record);
 
-/* ---- operations.c, delta.c, dif.c, crc.c --------------------------------------------------------- */
+/* ---- operations.c, delta.c, dif.c, crc.c ----------------------------------------------------- */
 
 extern const dsa_operation dsa_operations[DSA_OPERATIONS];
-/* An operation without step or body is not supported. */
+/* NULL for one that there is not. */
 static inline const dsa_operation *dsa_operation_of(const dsa_descriptor *d)
 {
     uint32_t code = dsa_opcode(d);
 
-    return code < DSA_OPERATIONS && dsa_operations[code].step != NULL ? &dsa_operations[code] : NULL;
+    return code < DSA_OPERATIONS && dsa_operations[code].step != NULL ? &dsa_operations[code]
+                                                                     : NULL;
 }
 
 bool dsa_overlap(uint64_t a, uint64_t a_length, uint64_t b, uint64_t b_length);
@@ -186,10 +187,12 @@ uint32_t dsa_crc32c_raw(uint32_t crc, const uint8_t *data, size_t length, bool b
 uint32_t dsa_reverse32(uint32_t value);
 uint16_t dsa_crc16_t10(uint16_t crc, const uint8_t *data, size_t length);
 
-/* ---- check.c, complete.c, batch.c ---------------------------------------------------------------- */
+/* ---- check.c, complete.c, batch.c ------------------------------------------------------------ */
 
 /* The PASIDs as they are now: they may change between two calls of the engine. */
 void dsa_bind(dsa_queue *q, dsa_work *w);
+/* Priv of the descriptor, or of its WQ (8.1.1). */
+bool dsa_privileged(const dsa_queue *q, const dsa_work *w);
 /* The message behind its interrupt handle (3.7); below 0: it has none such. */
 int32_t dsa_message(dsa_queue *q, const dsa_work *w);
 /* Everything that can be said against a descriptor before it is begun (5.4). */

@@ -1,6 +1,7 @@
 /*
- * The operations (8.3), each a row of a table: what its descriptor may say, and how it is done. Most
- * walk along one, two or three buffers at one pace; delta records and DIF have rooms of their own.
+ * The operations (8.3), each a row of a table: what its descriptor may say, and how it is done.
+ * Most walk along one, two or three buffers at one pace; delta records and DIF have rooms of their
+ * own.
  */
 #include <string.h>
 
@@ -12,7 +13,7 @@ bool dsa_overlap(uint64_t a, uint64_t a_length, uint64_t b, uint64_t b_length)
     return a - b < b_length || b - a < a_length;
 }
 
-/* ---- bodies: in guarded(), on memory that the guest may write at the same time ------------------ */
+/* ---- bodies: in guarded(), on memory that the guest may write at the same time --------------- */
 
 /* memmove: two addresses of the guest may be the same memory. */
 static int move_body(void *argument)
@@ -121,7 +122,7 @@ static int flush_body(void *argument)
     return 0;
 }
 
-/* ---- steps -------------------------------------------------------------------------------------- */
+/* ---- steps ----------------------------------------------------------------------------------- */
 
 static int check_result(const dsa_work *w, bool expected)
 {
@@ -206,7 +207,7 @@ static int drain_step(dsa_queue *q, dsa_work *w, uint64_t limit, uint64_t *units
     return DSA_STATUS_SUCCESS;
 }
 
-/* ---- checks ------------------------------------------------------------------------------------- */
+/* ---- checks ---------------------------------------------------------------------------------- */
 
 static int drain_check(dsa_queue *q, dsa_work *w)
 {
@@ -292,7 +293,7 @@ static int crc_step(dsa_queue *q, dsa_work *w, uint64_t limit, uint64_t *units)
     return status;
 }
 
-/* ---- the table (Tables 5-3 to 5-5) -------------------------------------------------------------- */
+/* ---- the table (Tables 5-3 to 5-5) ----------------------------------------------------------- */
 
 #define ALL UINT64_MAX
 #define ABOVE(byte) (UINT64_MAX << (8 * (byte))) /* from this byte of a word on */

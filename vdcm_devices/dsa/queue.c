@@ -1,7 +1,7 @@
 /*
  * The queue of one ADI: what is accepted through its portals, and run() of the sweep. A shared WQ
- * bounds the entries of all its queues together; each ADI has a FIFO of its own, so that one of them
- * can be aborted, and be run within its share, without a look at the others.
+ * bounds the entries of all its queues together; each ADI has a FIFO of its own, so that one can be
+ * aborted, and be run within its share, without a look at the others.
  */
 #include <errno.h>
 #include <sched.h>
@@ -12,7 +12,8 @@
 
 _Static_assert(sizeof(dsa_descriptor) == 64, "as the guest lays it out");
 _Static_assert(sizeof(dsa_completion) == 32, "as the guest lays it out");
-_Static_assert(sizeof(((dsa_counters *)0)->bytes) == DSA_OPERATIONS * sizeof(uint64_t), "a number each");
+_Static_assert(sizeof(((dsa_counters *)0)->bytes) == DSA_OPERATIONS * sizeof(uint64_t),
+               "one for each operation");
 
 dsa_wq *dsa_wq_new(uint32_t size, uint32_t threshold)
 {
@@ -71,7 +72,7 @@ static uint32_t drop(dsa_queue *q)
 
     atomic_fetch_add_explicit(&q->head, count, memory_order_release);
     if (q->wq != NULL) {
-        atomic_fetch_sub_explicit(&q->wq->occupancy, count, memory_order_relaxed);
+        atomic_fetch_sub_explicit(&q->wq->occupancy, count, memory_order_release);
     }
     return count;
 }
@@ -102,8 +103,8 @@ int dsa_queue_configure(dsa_queue *q, const dsa_settings *settings)
         return -EBUSY;
     }
     if (size == 0 || size > DSA_MAX_SIZE || settings->max_transfer == 0 ||
-        settings->max_transfer > UINT32_C(1) << DSA_MAX_TRANSFER_SHIFT || settings->max_batch == 0 ||
-        settings->max_batch > UINT32_C(1) << DSA_MAX_BATCH_SHIFT) {
+        settings->max_transfer > UINT32_C(1) << DSA_MAX_TRANSFER_SHIFT ||
+        settings->max_batch == 0 || settings->max_batch > UINT32_C(1) << DSA_MAX_BATCH_SHIFT) {
         return -EINVAL;
     }
     while (capacity < size) {
@@ -143,7 +144,7 @@ int dsa_queue_portal(dsa_queue *q, uint32_t portal, uintptr_t page)
     return 0;
 }
 
-/* ---- accepting ---------------------------------------------------------------------------------- */
+/* ---- accepting ------------------------------------------------------------------------------- */
 
 /* An entry of the WQ. A limited portal, one with an odd number, gets less of a shared one (5.3). */
 static bool take_entry(dsa_queue *q, uint32_t portal)
@@ -157,8 +158,9 @@ static bool take_entry(dsa_queue *q, uint32_t portal)
     limit = portal % 2 != 0 ? q->wq->threshold : q->wq->size;
     now = atomic_load_explicit(&q->wq->occupancy, memory_order_relaxed);
     while (now < limit) {
+        /* Pairs with the release of whoever gave the entry back: its FIFO slot has been read. */
         if (atomic_compare_exchange_weak_explicit(&q->wq->occupancy, &now, now + 1,
-                                                  memory_order_relaxed, memory_order_relaxed)) {
+                                                  memory_order_acquire, memory_order_relaxed)) {
             return true;
         }
     }
@@ -226,7 +228,7 @@ static bool take_portal(dsa_queue *q, uint32_t portal)
             }
             break; /* a dedicated WQ takes it when there is room */
         }
-        /* The loads above are done: pairs with the guest's acquire before it writes words 1 to 7. */
+        /* After the loads: pairs with the guest's acquire before it writes words 1 to 7 again. */
         __atomic_store_n(&slot[0], 0, __ATOMIC_RELEASE);
         q->portals[portal].next = (next + 1) % DSA_SLOTS;
         any = true;
@@ -257,7 +259,7 @@ static bool take(void *queue, vdcm_worker *worker)
     return any;
 }
 
-/* ---- running ------------------------------------------------------------------------------------ */
+/* ---- running --------------------------------------------------------------------------------- */
 
 /* Makes the next descriptor of the FIFO the work. */
 static bool next(dsa_queue *q)
@@ -272,7 +274,7 @@ static bool next(dsa_queue *q)
     q->busy = true;
     atomic_store_explicit(&q->head, head + 1, memory_order_release);
     if (q->wq != NULL) {
-        atomic_fetch_sub_explicit(&q->wq->occupancy, 1, memory_order_relaxed);
+        atomic_fetch_sub_explicit(&q->wq->occupancy, 1, memory_order_release);
     }
     return true;
 }

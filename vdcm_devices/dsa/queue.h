@@ -18,16 +18,16 @@ typedef struct dsa_wq dsa_wq;
 typedef struct dsa_queue dsa_queue;
 
 enum {
-    DSA_MAX_SIZE = 4096,      /* entries of a WQ */
+    DSA_MAX_SIZE = 4096, /* entries of a WQ */
     DSA_MAX_TRANSFER_SHIFT = 31,
     DSA_MAX_BATCH_SHIFT = 15,
-    DSA_PORTALS = 4,          /* of one WQ: unlimited and limited MSI-X, unlimited and limited IMS */
-    DSA_SLOTS = 64,           /* of a direct portal: a ring */
-    DSA_HANDLES = 128,        /* interrupt handles are below this */
-    DSA_REPORT_SWERROR = 1    /* code of a report; its data: SWERROR as in 9.2.15, Valid set, 32 bytes */
+    DSA_PORTALS = 4,   /* of one WQ: unlimited and limited MSI-X, unlimited and limited IMS */
+    DSA_SLOTS = 64,    /* of a direct portal: a ring */
+    DSA_HANDLES = 128, /* interrupt handles are below this */
+    DSA_REPORT_SWERROR = 1 /* code of a report: the 32 bytes of SWERROR (9.2.15), Valid set */
 };
 
-/* ---- a shared WQ: what the shares of all ADIs have in common ------------------------------------ */
+/* ---- a shared WQ: what the shares of all ADIs have in common --------------------------------- */
 
 /* NULL with errno EINVAL unless 1 <= threshold <= size <= DSA_MAX_SIZE, or ENOMEM. */
 dsa_wq *dsa_wq_new(uint32_t size, uint32_t threshold);
@@ -36,10 +36,10 @@ void dsa_wq_free(dsa_wq *wq);
 /* Descriptors in the WQ, of all ADIs; one that is being executed has left it. */
 uint32_t dsa_wq_occupancy(const dsa_wq *wq);
 
-/* ---- the queue of one ADI ----------------------------------------------------------------------- */
+/* ---- the queue of one ADI -------------------------------------------------------------------- */
 
 enum {
-    DSA_WQ_BLOCK_ON_FAULT = 0x01, /* the flag is allowed. A fault is partial completion all the same */
+    DSA_WQ_BLOCK_ON_FAULT = 0x01, /* the flag is allowed; a fault ends the operation all the same */
     DSA_WQ_PASID = 0x02,          /* WQ PASID Enable; a shared WQ has it always */
     DSA_WQ_PRIVILEGED = 0x04,     /* WQ Priv, of a dedicated WQ */
     DSA_USER_INTERRUPTS = 0x08,   /* GENCFG: User-mode Interrupts Enable */
@@ -102,7 +102,7 @@ int dsa_queue_restore(dsa_queue *q, const void *buffer, size_t length);
 /* The const vdcm_fastpath * of a dsa_queue. */
 uintptr_t dsa_fastpath(void);
 
-/* ---- crc.c: what the tests compare with a reference --------------------------------------------- */
+/* ---- crc.c: what the tests compare with a reference ------------------------------------------ */
 
 /* CRC-32C of `length` bytes after `crc`, both as iSCSI has them; 0 to begin. By table unless
  * `fast` and the CPU has an instruction for it. */

@@ -131,7 +131,7 @@ static bool reserve(dsa_queue *q, uint32_t count)
     now = atomic_load_explicit(&q->wq->occupancy, memory_order_relaxed);
     while (now <= q->wq->size && count <= q->wq->size - now) {
         if (atomic_compare_exchange_weak_explicit(&q->wq->occupancy, &now, now + count,
-                                                  memory_order_relaxed, memory_order_relaxed)) {
+                                                  memory_order_acquire, memory_order_relaxed)) {
             return true;
         }
     }
