@@ -37,6 +37,7 @@ def _property(name: str, one: Property[Any]) -> dict[str, Any]:
         "default": one.default,
         "minimum": one.minimum if type(one.default) is int else None,
         "maximum": one.maximum,
+        "choices": list(one.choices),
         "live": one.live,
         "doc": one.doc,
     }

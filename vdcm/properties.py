@@ -10,7 +10,7 @@ One declaration gives the key in the definition file, its check, ``vdcm set`` an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Generic, Self, TypeVar, overload
 
 from vdcm.errors import DeclarationError, VdcmError
@@ -30,8 +30,9 @@ class PropertyError(VdcmError, ValueError):
 class Property(Generic[Value]):
     """A named value of a device. Its type is the default's: int, str or bool.
 
-    ``minimum`` and ``maximum`` bound an int. ``live`` says whether the host may set it while the
-    device is being served. Setting raises PropertyError for a wrong type or range.
+    ``minimum`` and ``maximum`` bound an int, ``choices`` are all that a text may be. ``live`` says
+    whether the host may set it while the device is being served. Setting raises PropertyError for
+    a wrong type or range.
     """
 
     def __init__(
@@ -40,12 +41,14 @@ class Property(Generic[Value]):
         *,
         minimum: int = 0,
         maximum: int | None = None,
+        choices: Sequence[str] = (),
         live: bool = True,
         doc: str = "",
     ) -> None:
         self.default: Value = default
         self.minimum = minimum
         self.maximum = maximum
+        self.choices = choices
         self.live = live
         self.doc = doc
         self.name = ""
@@ -76,6 +79,9 @@ class Property(Generic[Value]):
         if type(value) is not kind:
             found = "nothing" if value is None else _short(repr(value))
             raise PropertyError(f"{self.name} takes {_WORDS[kind]}, not {found}")
+        if self.choices and value not in self.choices:
+            found = _short(repr(value))
+            raise PropertyError(f"{self.name} takes {' or '.join(self.choices)}, not {found}")
         if type(value) is not int:
             return
         if value < self.minimum or (self.maximum is not None and value > self.maximum):

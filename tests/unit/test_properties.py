@@ -21,6 +21,7 @@ class Thing(Base):
     lit = Property(False)
     wide = Property(0)
     label = Property("some")
+    mode = Property("fast", choices=("fast", "slow"))
 
     def __init__(self) -> None:
         self.seen: list[int] = []
@@ -39,7 +40,7 @@ def test_defaults_and_values_are_each_instances_own() -> None:
 
 
 def test_a_class_has_its_bases_properties() -> None:
-    assert sorted(properties_of(Thing)) == ["count", "label", "lit", "wide"]
+    assert sorted(properties_of(Thing)) == ["count", "label", "lit", "mode", "wide"]
     assert properties_of(Thing)["label"].default == "some"
     assert properties_of(Base)["label"].default == "none"
     assert properties_of(int) == {}
@@ -57,6 +58,7 @@ def test_a_class_has_its_bases_properties() -> None:
         ("wide", -1, "wide takes 0x0, not -0x1|wide takes .*0x0.*, not -0x1"),
         ("lit", 1, "lit takes true or false, not 1"),
         ("label", 7, "label takes text, not 7"),
+        ("mode", "lazy", "mode takes fast or slow, not 'lazy'"),
         ("count", "5" * 999, r"not '5{79}\.\.\.$"),
         ("count", 1 << 999, r"not 0x80{77}\.\.\.$"),
     ],

@@ -165,6 +165,6 @@ def _range(one: dict[str, Any]) -> str:
     if one["kind"] == "bool":
         return f"true, false (default {str(one['default']).lower()})"
     if one["kind"] == "str":
-        return f"text (default {one['default']!r})"
+        return f"{', '.join(one['choices']) or 'text'} (default {one['default']!r})"
     upper = "" if one["maximum"] is None else f" to {one['maximum']:#x}"
     return f"{one['minimum']:#x}{upper} (default {one['default']:#x})"

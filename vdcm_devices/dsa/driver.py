@@ -15,6 +15,7 @@ from vdcm_devices.dsa.datapath import (
     HANDLES,
     MAX_BATCH,
     MAX_TRANSFER,
+    MOST_ENTRIES,
     OPERATIONS,
     Answer,
     Queue,
@@ -97,7 +98,7 @@ class DsaDriver(HostDriver):
         return Capabilities(
             version=major << 8 | minor,
             wqs=wqs,
-            total_wq_size=min(size, 0xFFFF),
+            total_wq_size=min(size, MOST_ENTRIES),
             dedicated=bool(dwqs) or dynamic,
             shared=bool(swqs) or dynamic,
             groups=min(geometry.groups, wqs),

@@ -14,7 +14,6 @@ from vdcm import (
     Identity,
     MsiX,
     Property,
-    PropertyError,
     Report,
     VdcmError,
     Vdev,
@@ -32,7 +31,7 @@ from vdcm_devices.dsa.codes import (
 from vdcm_devices.dsa.commands import Commands
 from vdcm_devices.dsa.datapath import REPORT_SWERROR, Answer
 from vdcm_devices.dsa.driver import DWQ, SHARE, DsaDriver
-from vdcm_devices.dsa.portals import PAGE, PORTALS, PortalBar, portals_end
+from vdcm_devices.dsa.portals import DIRECT, PAGE, PORTALS, PortalBar, portals_end
 from vdcm_devices.dsa.registers import (
     BAR0_SIZE,
     MSIX_PENDING,
@@ -51,6 +50,7 @@ class DsaVdev(Vdev):
 
     portals = Property(
         "intercepted",
+        choices=("intercepted", "direct"),
         live=False,
         doc="intercepted: stores are taken one by one, as the stock driver needs it. direct: "
         "portals are memory, for a driver that waits until its slot is zero.",
@@ -69,10 +69,6 @@ class DsaVdev(Vdev):
         swqs: int = 0,
         dynamic: bool = False,
     ) -> None:
-        if self.portals not in ("intercepted", "direct"):
-            raise PropertyError(
-                f"{name}: portals are intercepted or direct, not {self.portals[:40]!r}"
-            )
         wqs = self.queues if dynamic else dwqs + swqs
         driver = drivers[0]
         assert isinstance(driver, DsaDriver)
@@ -207,11 +203,11 @@ class DsaVdev(Vdev):
 
     def _halt(self) -> None:
         """An unsupported change in configuration space: only a reset helps (5.7, 9.1.3)."""
-        for adi in self.adis:
-            adi.driver.reset(adi)
         self.set_state(DeviceState.HALT)
         self.registers.GENSTS.RESET = ResetType.FUNCTION
         self.commands.cancel(CommandError.HARDWARE)
+        for adi in self.adis:
+            adi.driver.reset(adi)
         self.software_error(SoftwareError.PCI_CONFIGURATION)
         if self.registers.GENCTRL.HALT:
             self.raise_cause(Cause.HALT)
@@ -304,7 +300,8 @@ class DsaVdev(Vdev):
         """64 bytes came to a portal (5.3)."""
         queue = self.work_queues[wq]
         answer = None
-        if self.registers.GENSTS.STATE == DeviceState.ENABLED:
+        # Without IMS there are no IMS portals (3.3).
+        if portal in DIRECT and self.registers.GENSTS.STATE == DeviceState.ENABLED:
             answer = queue.submit(portal, descriptor)
         if self.observer is not None:
             said = "ignored" if answer is None else answer.name.lower()

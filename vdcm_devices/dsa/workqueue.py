@@ -148,6 +148,8 @@ class WorkQueue:
                 driver.set_portal(adi, portal, address)
 
     def _settings(self, config: BoundRegister) -> dict[str, Any]:
+        """For C. A share's entries are those of its shared work queue, whatever the guest's size
+        and threshold are: as that queue is full for all, a retry may come sooner, or later."""
         registers = self._vdev.registers
         limits = registers.WQLIMITS[self.index]
         flags = (
