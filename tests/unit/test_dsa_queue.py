@@ -598,6 +598,22 @@ def test_the_place_of_a_portal_is_saved(machine: Machine) -> None:
     other.close()
 
 
+def test_a_restored_record_is_aligned_or_not_written(machine: Machine) -> None:
+    busy(machine)
+    state = bytearray(machine.save())
+    completion = 32 + 8  # behind the header: the descriptor that is being executed
+    state[completion] += 4
+    other = Machine()
+    other.spaces = machine.spaces
+    assert other.restore(bytes(state)) == 0
+    while other.pending:
+        other.run(1 << 20)
+    (first, *_) = struct.unpack("<4Q", other.reports[0][1])
+    assert first >> 8 & 0xFF == lib.DSA_STATUS_COMPLETION_FAULT
+    assert statuses(other, 2) == [0, lib.DSA_STATUS_SUCCESS]
+    other.close()
+
+
 @settings(deadline=None)
 @given(st.data())
 def test_a_damaged_state_is_refused_or_harmless(data: st.DataObject) -> None:
