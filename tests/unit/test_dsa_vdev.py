@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import gc
+import re
 import tracemalloc
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vdcm.adi import AdiState
+from vdcm.definition import load
 from vdcm.errors import DeferredError, ResourceError, VdcmError
 from vdcm.parent import build
 from vdcm.pasid import PASIDS
 from vdcm.properties import PropertyError
 from vdcm.registers import RegisterSpace
 from vdcm_devices.dsa import Dsa
+from vdcm_devices.dsa.channel import REQUESTS
 from vdcm_devices.dsa.codes import Command, DeviceState, WqMode, WqState
 from vdcm_devices.dsa.vdev import DsaVdev
 
@@ -241,3 +245,17 @@ def test_a_vdev_is_small() -> None:
         vdev.close()
     many.close()
     assert each < 96 * KIB
+
+
+def test_the_document_has_a_definition_that_loads(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "dsa.md").read_text()
+    file = tmp_path / "dsa.yaml"
+    file.write_text(text.partition("```yaml\n")[2].partition("```")[0])
+    definition = load(file)
+    assert [vdev.type for vdev in definition.vdevs] == ["dsa-1dwq", "dsa-2dwq-1swq", "dsa-1dwq"]
+    listed = re.findall(r"^\| `(dsa-\w+(?:-\w+)?)` ", text, re.M)
+    assert listed == list(Dsa.types)
+    requests = re.findall(r"^\| (\d) \| `(\w+)`", text, re.M)
+    assert [(name, kind.opcode) for name, kind in REQUESTS.items()] == [
+        (name, int(opcode)) for opcode, name in requests
+    ]

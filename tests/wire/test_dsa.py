@@ -3,12 +3,14 @@ portal, commands, interrupts, and what configuration may be written when."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dsa_client import DRAIN, INTERRUPT, LIMITED, MOVE, NOOP, UNLIMITED, DsaClient, Wq
+from dsa_client import DRAIN, INTERRUPT, LIMITED, MOVE, NOOP, PAGE, UNLIMITED, DsaClient, Wq
 from dsa_lab import PORTALS, TYPES, Lab
+from dsa_machine import descriptor
 from dsa_program import PASID, Outcome, check_program, run_program
 
 from vdcm.errors import ResourceError
@@ -273,3 +275,59 @@ def test_what_vdcm_shows_of_it(lab: Lab) -> None:
     ]
     assert [adi["weight"] for adi in shown["adis"]] == [5, 15, 10], "20, by priority; and one"
     assert shown["adis"][0]["counters"]["succeeded"] == 1
+
+
+# Both paths
+
+
+def random_descriptor(known: random.Random, base: int) -> bytes:
+    """Mostly right: an operation of those that there are, addresses in 64 KiB at ``base``."""
+    operation = known.choice((*range(11), *range(0x10, 0x17), 0x20, 0x21))
+    flags = known.choice((0x0C, 0x0C, 0x0C, 0x04, 0x0D, 0x8C, known.getrandbits(24)))
+    place = [base + 8 * known.randrange(0x1E00) for _ in range(4)]
+    size = known.choice((0, 1, 8, 80, 512, 520, 1024, 1040, 4096, known.randrange(9000)))
+    specific = bytearray(24)
+    if known.random() < 0.7:
+        specific[:8] = known.choice((place[3], known.randrange(256))).to_bytes(8, "little")
+        specific[8:12] = known.choice((0, 80, 800)).to_bytes(4, "little")
+    return descriptor(
+        operation,
+        flags,
+        completion=base + 0x10000 + 32 * known.randrange(32) + known.choice((0,) * 15 + (8,)),
+        source=place[0],
+        destination=known.choice((place[1], place[1], place[0] + 100, 1 << 40)),
+        size=size,
+        handle=known.choice((0, 0, 0, 1, 5)),
+        specific=bytes(specific),
+        pasid=known.choice((0, 0, 3)),
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_both_paths_do_the_same_with_any_descriptor(lab: Lab, seed: int) -> None:
+    """Random descriptors, one by one: the same memory and the same error register after each."""
+    known = random.Random(seed)
+    pair = [lab.started(portals=portals) for portals in PORTALS]
+    data = known.randbytes(0x10000)
+    bases = []
+    for dsa in pair:
+        dsa.enable_interrupts()
+        bases.append(dsa.memory.put(data + bytes(1024), PAGE))
+    assert bases[0] == bases[1]
+    statuses = set()
+    for step in range(250):
+        one = random_descriptor(known, bases[0])
+        if not int.from_bytes(one[:8], "little"):
+            continue  # a direct slot whose first word is zero is empty
+        seen = []
+        for dsa in pair:
+            assert dsa.submit(0, one)
+            assert dsa.command(Command.DRAIN_WQ, 1) == 0
+            words = [dsa.read(0xC0 + 8 * i, 8) for i in range(3)]
+            dsa.write(0xC0, 3, 8)
+            seen.append((words, dsa.memory.read(bases[0], 0x10400)))
+            if words[0]:
+                statuses.add(words[0] >> 8 & 0xFF)
+        assert seen[0] == seen[1], f"step {step}: {one.hex()}"
+        statuses.update(seen[0][1][0x10000 + 32 * i] for i in range(32))
+    assert len(statuses) > 8, "the descriptors are too dull"
