@@ -580,6 +580,39 @@ def test_work_goes_on_where_it_was_saved(machine: Machine) -> None:
     other.close()
 
 
+@pytest.mark.parametrize("fault", [False, True])
+def test_a_copy_from_the_end_goes_on_from_there(machine: Machine, fault: bool) -> None:
+    size, distance = 400_000, 1000
+    before = machine.read(A, size + distance)
+    machine.submit(
+        descriptor(
+            lib.DSA_OP_MEMORY_MOVE,
+            RECORD,
+            completion=COMPLETION,
+            source=A,
+            destination=A + distance,
+            size=size,
+        )
+    )
+    machine.run(64 << 10)
+    other = Machine()
+    other.spaces = machine.spaces
+    assert other.restore(machine.save()) == 0
+    if fault:
+        other.unmap(A)
+    while other.pending:
+        other.run(64 << 10)
+    done = other.completion(COMPLETION)
+    if fault:
+        assert (done.result, done.completed) == (1, 64 << 10)
+        assert done.status == lib.DSA_STATUS_PAGE_FAULT
+        assert done.fault_address == A + size - (64 << 10) - 1
+    else:
+        assert done.status == lib.DSA_STATUS_SUCCESS
+        assert other.read(A, size + distance) == before[:distance] + before[:size]
+    other.close()
+
+
 def test_the_place_of_a_portal_is_saved(machine: Machine) -> None:
     portal = Portal(machine)
     for _ in range(3):

@@ -183,7 +183,7 @@ bool dsa_reach_record(dsa_queue *q, const dsa_work *w)
     uint64_t here;
 
     q->record = NULL;
-    /* 32 bytes aligned to 32 lie in one page. Restored work has been checked elsewhere, if at all. */
+    /* 32 bytes aligned to 32 lie in one page. Of restored work nothing has been checked here. */
     if (w->d.completion % sizeof(dsa_completion) != 0 ||
         q->services->reach(q->worker, w->record_pasid, w->d.completion, sizeof(dsa_completion),
                            true, &memory, &here) != 0 ||

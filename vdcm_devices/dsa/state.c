@@ -185,7 +185,6 @@ int dsa_queue_restore(dsa_queue *q, const void *buffer, size_t length)
     }
     if (h.batch) {
         q->batch.work = to_work(&saved[1], false);
-        q->batch.first = q->batch.work.done;
     }
     for (int i = 0; i < DSA_PORTALS; i++) {
         q->portals[i].next = h.next[i];
