@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from vdcm.definition import ParentDefinition, type_properties
-from vdcm.parent import VdevType
-from vdcm.properties import Property
+from vdcm.parent import Parent, VdevType
+from vdcm.properties import Property, properties_of
 
 
 def describe_types(parents: Iterable[ParentDefinition]) -> list[dict[str, Any]]:
@@ -26,11 +26,26 @@ def _describe(parent: ParentDefinition, kind: str) -> dict[str, Any]:
         "parent": parent.name,
         "model": parent.model,
         "doc": doc.strip().partition("\n")[0],
-        "properties": [_property(name, one) for name, one in known.items()],
+        "properties": [describe_property(name, one) for name, one in known.items()],
     }
 
 
-def _property(name: str, one: Property[Any]) -> dict[str, Any]:
+def describe_parent(definition: ParentDefinition, parent: Parent) -> dict[str, Any]:
+    """A parent, JSON-able: its types, its properties with their values, and its host driver's
+    account of what it has and what is in use, null if it has no ADIs."""
+    return {
+        "name": definition.name,
+        "model": definition.model,
+        "types": sorted(definition.factory.types),
+        "properties": [
+            {**describe_property(name, one), "value": getattr(parent, name)}
+            for name, one in properties_of(definition.factory).items()
+        ],
+        "driver": parent.driver.describe() if parent.driver is not None else None,
+    }
+
+
+def describe_property(name: str, one: Property[Any]) -> dict[str, Any]:
     return {
         "name": name,
         "kind": type(one.default).__name__,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
-from vdcm.catalog import describe_types
+from vdcm.catalog import describe_parent, describe_types
 from vdcm.definition import (
     Definition,
     ParentDefinition,
@@ -409,16 +409,9 @@ class Manager:
         return self.parents[name]
 
     def describe_parents(self) -> list[dict[str, Any]]:
-        """The parents by name, JSON-able: model, types, and the properties that are set."""
-        return [
-            {
-                "name": one.name,
-                "model": one.model,
-                "types": sorted(one.factory.types),
-                "properties": dict(one.properties),
-            }
-            for one in sorted(self._known.values(), key=lambda one: one.name)
-        ]
+        """The parents by name, each as ``catalog.describe_parent``."""
+        known = sorted(self._known.values(), key=lambda one: one.name)
+        return [describe_parent(one, self._parent(one.name)) for one in known]
 
     def describe_types(self, parent: str | None = None) -> list[dict[str, Any]]:
         """``catalog.describe_types`` of all parents, or of one, with ``available``: how many more

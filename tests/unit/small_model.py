@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from vdcm.bars import Bar
-from vdcm.errors import VdcmError
+from vdcm.errors import ResourceError
 from vdcm.parent import Parent, VdevType
 from vdcm.pci import Identity
 from vdcm.properties import Property
@@ -76,7 +76,7 @@ class PluggedLamp(Lamp):
     def __init__(self, name: str, drivers: Sequence[Street] = ()) -> None:
         free = [street for street in drivers if street.used < street.sockets]
         if not free:
-            raise VdcmError(f"{name}: no socket is free: stop another lamp")
+            raise ResourceError(f"{name}: no socket is free: stop another lamp")
         super().__init__(name)
         self.socket = Socket(free[0])
 
@@ -104,6 +104,10 @@ class Street(Parent):
 
     def available(self, type_name: str) -> int | None:
         return self.sockets - self.used if type_name == "plugged-lamp" else None
+
+    def describe(self) -> dict[str, Any]:
+        left = {"maximum": self.sockets, "available": self.sockets - self.used}
+        return {"adi_types": {"socket": left}}
 
     def close(self) -> None:
         assert self.used == 0, f"{self.used} lamps are still plugged in"

@@ -31,6 +31,7 @@ from vdcm.manager import Manager
 from vdcm.store import Store
 
 DEADLINE = 10.0
+ONE = {"available": 1, "maximum": 1}
 FILE = """\
 vdevs:
   lamp0: {type: lamp, socket: lamp0.sock, level: 3}
@@ -118,7 +119,19 @@ def server(run: Run, file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ma
 
 
 VERBS = (
-    *("serve", "types", "define", "undefine", "modify", "start", "stop", "list", "show", "set"),
+    *(
+        "serve",
+        "parents",
+        "types",
+        "define",
+        "undefine",
+        "modify",
+        "start",
+        "stop",
+        "list",
+        "show",
+        "set",
+    ),
     *("reset", "trace", "qemu-args", "doctor", "shutdown"),
 )
 
@@ -270,6 +283,21 @@ def test_refusals(run: Run, server: Manager, words: list[str], said: str) -> Non
     assert (done.code, done.out) == (1, "")
     assert done.err.startswith(f"vdcm: {said}")
     assert server.show("lamp0")["properties"]["level"] == 3
+
+
+@pytest.mark.usefixtures("server")
+def test_parents(run: Run) -> None:
+    lines = [" ".join(line.split()) for line in run("parents").out.splitlines()]
+    assert lines == [
+        "PARENT MODEL ADIS FREE TYPES",
+        "house house - broken-lamp, lamp",
+        "",
+        "PARENT PROPERTY VALUE VALUES WHAT IT IS",
+        "house storeys 0x1 0x1 to 0x9 (default 0x1)",
+    ]
+    assert json.loads(run("parents", "--json").out)[0]["name"] == "house"
+    free = {"adi_types": {"dwq": {"available": 1, "maximum": 8}, "share": ONE}}
+    assert asking._free(free) == "dwq 1/8, share 1/1"
 
 
 def test_a_life(run: Run, server: Manager, tmp_path: Path) -> None:
@@ -514,6 +542,7 @@ def test_serve_without_a_file(run: Run, tmp_path: Path, monkeypatch: pytest.Monk
     assert run("serve", "--state", state).code == 0
     done = run("serve", "--state", state, "--control", tmp_path / "c.sock")
     assert done.code == 0
+    assert "no VDEV is defined yet: vdcm types, then vdcm define" not in done.out
     assert done.out.splitlines()[-1] == "attach them to QEMU: vdcm qemu-args NAME"
     assert {one["name"]: one["state"] for one in seen[1]} == {"a": "ready", "b": "defined"}
     assert len(list(state.iterdir())) == 2

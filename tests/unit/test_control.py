@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_model import HOUSE
+from small_model import HOUSE, BrokenLamp
 
 from vdcm.control import ControlClient, ControlServer, methods
 from vdcm.control import client as client_module
 from vdcm.control import server as module
 from vdcm.definition import load
-from vdcm.errors import ControlError, TransportError
+from vdcm.errors import ControlError, ResourceError, TransportError
 from vdcm.manager import Manager
 from vdcm.store import Store
 
@@ -369,6 +369,20 @@ def test_a_refusal_has_a_remedy(server: Server, client: ControlClient) -> None:
     assert error["data"]["remedy"] == "vdcm types lists the properties"
     with pytest.raises(ControlError, match=r"no property x \(.*\(vdcm types lists"):
         client.call("set", name="lamp0", values={"x": 1})
+
+
+def test_no_resources_have_a_code_of_their_own(
+    client: ControlClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(_self: object, name: str) -> None:
+        raise ResourceError(f"no glass is left for {name}")
+
+    monkeypatch.setattr(BrokenLamp, "__init__", none_left)
+    with pytest.raises(
+        ControlError, match=r"no glass is left.*\(vdcm types shows what is"
+    ) as raised:
+        client.call("start", definition={"type": "broken-lamp", "name": "a", "socket": "/tmp/x"})
+    assert raised.value.code == methods.NO_RESOURCES
 
 
 def test_a_failure_inside_is_logged_and_answered(

@@ -47,7 +47,7 @@ def test_every_code() -> None:
         value for name, value in vars(methods).items() if name.isupper() and isinstance(value, int)
     }
     assert {int(code) for code, _ in rows("| `code`")} == codes
-    assert len(codes) == 7
+    assert len(codes) == 8
 
 
 def test_every_state_and_origin() -> None:

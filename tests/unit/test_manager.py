@@ -497,20 +497,13 @@ def test_a_parent_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_describe_parents(manager: Manager) -> None:
-    assert manager.describe_parents() == [
-        {
-            "name": "home",
-            "model": "house",
-            "types": ["broken-lamp", "lamp"],
-            "properties": {"storeys": 2},
-        },
-        {
-            "name": "street",
-            "model": "street",
-            "types": ["lamp", "plugged-lamp", "street-lamp"],
-            "properties": {},
-        },
-    ]
+    home, street = manager.describe_parents()
+    assert (home["name"], home["model"], home["driver"]) == ("home", "house", None)
+    assert home["types"] == ["broken-lamp", "lamp"]
+    (storeys,) = home["properties"]
+    assert (storeys["name"], storeys["value"], storeys["default"]) == ("storeys", 2, 1)
+    assert street["types"] == ["lamp", "plugged-lamp", "street-lamp"]
+    assert street["driver"] == {"adi_types": {"socket": {"maximum": 2, "available": 2}}}
     assert {one["parent"] for one in manager.describe_types("home")} == {"home"}
     with pytest.raises(VdcmError, match="unknown parent homer"):
         manager.describe_types("homer")

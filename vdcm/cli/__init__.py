@@ -56,6 +56,7 @@ def _common(
 
 for verb, function, example in (
     ("serve", serving.serve, "serve gpio.yaml"),
+    ("parents", asking.parents, "parents"),
     ("types", asking.types, "types --parent idio16"),
     (
         "define",

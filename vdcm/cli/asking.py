@@ -19,6 +19,7 @@ from vdcm.cli.common import (
     outline,
     pairs,
     print_json,
+    scalar,
     table,
     which,
 )
@@ -153,6 +154,38 @@ def types(
     if rows:
         typer.echo()
         table(("TYPE", "PROPERTY", "VALUES", "LIVE", "WHAT IT IS"), rows)
+
+
+def parents(as_json: Json = False, control: Control = None) -> None:
+    """List the parents that VDEVs are composed from.
+
+    With how many more ADIs of each type they have of how many, and their properties, which the
+    server's definition file sets.
+    """
+    with connect(control) as client:
+        found = client.call("parents")
+    if as_json:
+        print_json(found)
+        return
+    table(
+        ("PARENT", "MODEL", "ADIS FREE", "TYPES"),
+        [(p["name"], p["model"], _free(p["driver"]), ", ".join(p["types"])) for p in found],
+    )
+    rows = [
+        (parent["name"], one["name"], scalar("value", one["value"]), _range(one), one["doc"])
+        for parent in found
+        for one in parent["properties"]
+    ]
+    if rows:
+        typer.echo()
+        table(("PARENT", "PROPERTY", "VALUE", "VALUES", "WHAT IT IS"), rows)
+
+
+def _free(driver: dict[str, Any] | None) -> str:
+    if driver is None:
+        return "-"
+    kinds = driver["adi_types"].items()
+    return ", ".join(f"{name} {one['available']}/{one['maximum']}" for name, one in kinds)
 
 
 def _available(one: dict[str, Any]) -> str:

@@ -91,21 +91,19 @@ def outline(value: Any, indent: int = 0, within: str = "") -> list[str]:
                 lines.append(f"{pad}{key}:{'' if one else ' none'}")
                 lines += outline(one, indent + 1, key)
             else:
-                lines.append(f"{pad}{key}: {_scalar(within or key, one)}")
+                lines.append(f"{pad}{key}: {scalar(within or key, one)}")
     elif isinstance(value, list):
         for one in value:
             if isinstance(one, dict):
                 flat = {k: v for k, v in one.items() if not isinstance(v, dict | list)}
-                lines.append(
-                    f"{pad}- " + ", ".join(f"{k} {_scalar(k, v)}" for k, v in flat.items())
-                )
+                lines.append(f"{pad}- " + ", ".join(f"{k} {scalar(k, v)}" for k, v in flat.items()))
                 lines += outline({k: v for k, v in one.items() if k not in flat and v}, indent + 1)
             else:
                 lines.append(f"{pad}- {one}")
     return lines
 
 
-def _scalar(key: str, value: object) -> str:
+def scalar(key: str, value: object) -> str:
     """Sizes, addresses and properties in hexadecimal, as one writes them."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "none"}[value]

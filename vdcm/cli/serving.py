@@ -91,9 +91,9 @@ async def _serve(definition: Definition, store: Store, control: Path, trace: boo
                 ("VDEV", "TYPE", "STATE", "SOCKET"),
                 [(one["name"], one["type"], one["state"], one["socket"]) for one in vdevs],
             )
+            typer.echo(f"attach them to QEMU: vdcm qemu-args {definition.file or 'NAME'}")
         else:
             typer.echo("no VDEV is defined yet: vdcm types, then vdcm define --type TYPE")
-        typer.echo(f"attach them to QEMU: vdcm qemu-args {definition.file or 'NAME'}")
         sys.stdout.flush()
 
     try:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from vdcm.errors import StateError, StoreError, TransportError, VdcmError
+from vdcm.errors import ResourceError, StateError, StoreError, TransportError, VdcmError
 from vdcm.manager import Manager
 from vdcm.properties import PropertyError
 
@@ -21,6 +21,7 @@ INVALID_PARAMS: Final = -32602
 INTERNAL_ERROR: Final = -32603
 REFUSED: Final = -32000
 WRONG_STATE: Final = -32001
+NO_RESOURCES: Final = -32002
 
 
 class Refusal(Exception):
@@ -60,6 +61,8 @@ class Method:
             raise Refusal(INVALID_PARAMS, str(error), "vdcm types lists the properties") from error
         except StateError as error:
             raise Refusal(WRONG_STATE, str(error), "vdcm list shows the states") from error
+        except ResourceError as error:
+            raise Refusal(NO_RESOURCES, str(error), "vdcm types shows what is free") from error
         except (StoreError, TransportError) as error:  # their messages have the remedy
             raise Refusal(REFUSED, str(error)) from error
         except VdcmError as error:
