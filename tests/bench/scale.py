@@ -1,8 +1,8 @@
 """Many VDEVs of one daemon: what starting one costs, what an idle one holds, and what is left.
 
-    ci/python -m tests.bench.scale [--vdevs 1024] [--type pcie-idio-16]
+    ci/bench scale [--vdevs 1024] [--type dsa-1dwq]
 
-Each VDEV gets a client that makes it work and waits for its interrupt (``WORK`` says how, by type).
+Each VDEV gets a client that makes it work and waits for its interrupt.
 Prints each figure with its aim; all of them go to ``build/bench/scale.json``.
 """
 
@@ -22,31 +22,65 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import yaml
+
 from vdcm.client import Client, Irq, Region
 from vdcm.control import ControlClient
 from vdcm.serving import raise_descriptor_limit
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tests" / rung) for rung in ("unit", "wire")]  # the driver of the DSA
 OUTPUT = ROOT / "build" / "bench" / "scale.json"
 IDLE_SECONDS = 5.0
 DEADLINE = 60.0
 
 
-def input_change(control: ControlClient, name: str, device: Client) -> float:
-    """PCIe-IDIO-16: an input changes. Seconds until its interrupt is here, and acknowledged."""
-    control.call("set", name=name, values={"inputs": 0})
-    (line,) = device.irq_enable(Irq.INTX)
-    device.read(Region.BAR2, 2, 1)  # enables it
-    begin = time.perf_counter()
-    control.call("set", name=name, values={"inputs": 1})
-    line.wait(DEADLINE)
-    passed = time.perf_counter() - begin
-    assert device.read(Region.BAR2, 6, 1) & 4
-    device.write(Region.BAR2, 1, 1, 0)
-    return passed
+class Card:
+    """PCIe-IDIO-16: the host side changes an input."""
+
+    parent = "idio16"
+
+    def __init__(self, path: Path) -> None:
+        self.client = Client(path)
+        (self.line,) = self.client.irq_enable(Irq.INTX)
+
+    def work(self, control: ControlClient, name: str) -> None:
+        """Until the interrupt is here and acknowledged."""
+        self.client.read(Region.BAR2, 2, 1)  # enables it
+        control.call("set", name=name, values={"inputs": 1})
+        self.line.wait(DEADLINE)
+        assert self.client.read(Region.BAR2, 6, 1) & 4
+        self.client.write(Region.BAR2, 1, 1, 0)
 
 
-WORK: dict[str, Callable[[ControlClient, str, Client], float]] = {"pcie-idio-16": input_change}
+class Accelerator:
+    """DSA: one work queue, direct portals; the guest submits a move with an interrupt."""
+
+    parent = "dsa"
+
+    def __init__(self, path: Path) -> None:
+        from dsa_client import DsaClient
+
+        self.dsa = DsaClient(path, arena=1 << 16)
+        self.client = self.dsa.client
+        self.dsa.start()
+        self.dsa.enable_interrupts()
+        self.source, self.target = self.dsa.memory.put(b"x" * 64), self.dsa.memory.take(64)
+
+    def work(self, _control: ControlClient, _name: str) -> None:
+        """Until the completion record and the interrupt are here."""
+        from dsa_client import INTERRUPT, MOVE
+
+        move = {"source": self.source, "destination": self.target, "size": 64, "handle": 1}
+        assert self.dsa.run(0, MOVE, INTERRUPT, **move).status == 1
+        self.dsa.events[1].wait(DEADLINE)
+        assert self.dsa.memory.read(self.target, 64) == b"x" * 64
+
+
+KINDS: dict[str, tuple[type[Card] | type[Accelerator], dict[str, Any]]] = {
+    "pcie-idio-16": (Card, {}),
+    "dsa-1dwq": (Accelerator, {"portals": "direct"}),
+}
 
 
 class Process:
@@ -76,10 +110,16 @@ class Process:
 
 
 @contextmanager
-def daemon(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "vdcm", "serve", "--state", str(folder / "state")]
+def daemon(folder: Path, count: int) -> Iterator[subprocess.Popen[bytes]]:
+    """``vdcm serve`` with a DSA that has ``count`` dedicated work queues."""
+    document = {
+        "parents": {"dsa": {"model": "dsa", "dwqs": count, "ims": 2 * count}},
+        "control": "control",
+    }
+    (folder / "scale.yaml").write_text(yaml.safe_dump(document))
+    command = [sys.executable, "-m", "vdcm", "serve", str(folder / "scale.yaml")]
     process = subprocess.Popen(
-        [*command, "--control", str(folder / "control"), "--log-level", "warning"],
+        [*command, "--state", str(folder / "state"), "--log-level", "warning"],
         stdout=subprocess.DEVNULL,
     )
     try:
@@ -102,17 +142,19 @@ def timed(call: Callable[[], object]) -> float:
 
 def measure(count: int, kind: str, folder: Path) -> dict[str, Any]:
     names = [f"v{number}" for number in range(count)]
-    definitions = [{"type": kind, "name": n, "socket": str(folder / n)} for n in names]
-    work = WORK[kind]
+    driver, properties = KINDS[kind]
+    same = {"type": kind, "parents": [driver.parent], "properties": properties}
+    definitions = [{**same, "name": n, "socket": str(folder / n)} for n in names]
     found: dict[str, Any] = {"type": kind, "vdevs": count}
-    with daemon(folder) as process, ControlClient(folder / "control", DEADLINE) as control:
+    with daemon(folder, count) as process, ControlClient(folder / "control", DEADLINE) as control:
         kernel = Process(process.pid)
         found["define_ms"] = (
             timed(lambda: control.call("define", definitions=definitions)) / count * 1e3
         )
         control.call("start", name=names[0])  # what is made once for all is made now
-        with Client(folder / names[0]) as client:
-            work(control, names[0], client)
+        first = driver(folder / names[0])
+        first.work(control, names[0])
+        first.client.close()
         control.call("stop", name=names[0])
         descriptors, memory = kernel.descriptors, kernel.memory
         starts = [timed(lambda n=n: control.call("start", name=n)) * 1e3 for n in names]  # type: ignore[misc]
@@ -124,14 +166,17 @@ def measure(count: int, kind: str, folder: Path) -> dict[str, Any]:
         found["idle_cpu_percent"] = kernel.idle_cpu()
         found["list_ms"] = timed(lambda: control.call("list")) * 1e3
 
-        clients = [Client(folder / name) for name in names]
-        waits = [work(control, n, c) * 1e6 for n, c in zip(names, clients, strict=True)]
-        found["interrupt_us_p50"] = statistics.median(waits)
+        drivers = [driver(folder / name) for name in names]
+        works = [
+            timed(lambda n=n, d=d: d.work(control, n)) * 1e6  # type: ignore[misc]
+            for n, d in zip(names, drivers, strict=True)
+        ]
+        found["work_us_p50"] = statistics.median(works)
         found["attached_kib_each"] = (kernel.memory - memory) / count / 1024
         found["attached_descriptors_each"] = (kernel.descriptors - descriptors) / count
         found["attached_idle_cpu_percent"] = kernel.idle_cpu()
-        for client in clients:
-            client.close()
+        for one in drivers:
+            one.client.close()
 
         found["stop_ms_p50"] = statistics.median(
             [timed(lambda n=n: control.call("stop", name=n)) * 1e3 for n in names]  # type: ignore[misc]
@@ -153,7 +198,7 @@ AIMS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description="Many VDEVs of one daemon.")
     parser.add_argument("--vdevs", type=int, default=1024)
-    parser.add_argument("--type", default="pcie-idio-16", choices=sorted(WORK))
+    parser.add_argument("--type", default="dsa-1dwq", choices=sorted(KINDS))
     options = parser.parse_args()
     raise_descriptor_limit()
     with TemporaryDirectory(prefix="vdcm-") as folder:
