@@ -14,6 +14,7 @@ import pytest
 from vdcm.adi import AdiState
 from vdcm.definition import load
 from vdcm.errors import DeferredError, ResourceError, VdcmError
+from vdcm.mailbox import MailboxCode
 from vdcm.parent import build
 from vdcm.pasid import PASIDS
 from vdcm.properties import PropertyError
@@ -228,6 +229,35 @@ def test_what_is_halted_stays_so_until_it_is_reset(dsa: Dsa) -> None:
     assert vdev.work_queues[0].state is WqState.DISABLED
     vdev.config.space.write(pasid.offset + 6, 2, 1)
     assert vdev.registers.GENSTS.STATE == DeviceState.DISABLED, "it may change while disabled"
+    vdev.close()
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_an_end_while_a_command_waits(dsa: Dsa, how: str) -> None:
+    """The event loop has not come to it, so the command is active; nobody is told of its end."""
+    vdev = create(dsa, "dsa-2dwq-1swq")
+    enable(vdev, {0: 1, 1: 1})
+    bar0(vdev).write(0xA0, 4, 1 << 31 | Command.DISABLE_DEVICE << 20)
+    assert vdev.commands.active
+    if how == "reset":
+        vdev.reset()
+        assert not vdev.commands.active
+        assert bar0(vdev).read(0xA8, 4) == 0
+        assert bar0(vdev).read(0x98, 4) == 0
+        enable(vdev, {0: 1})
+    vdev.close()
+    assert dsa.driver.adis == {}
+    assert len(PASIDS) == 0
+
+
+def test_the_host_closes_the_channel(dsa: Dsa) -> None:
+    vdev = create(dsa, "dsa-dynamic")
+    at = vdev.bars[2].size // 2
+    for enabled, code in ((True, 0), (False, MailboxCode.NOT_OPEN)):
+        if not enabled:
+            dsa.driver.disable_channel("v")
+        vdev.write(2, at + 0xC, 4, 1 | 4 << 16)
+        assert vdev.read(2, at + 0x10, 4) >> 8 & 0xFF == code
     vdev.close()
 
 

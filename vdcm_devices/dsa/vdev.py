@@ -345,6 +345,9 @@ class DsaVdev(Vdev):
         return described
 
     def close(self) -> None:
+        if self.session is None:  # else it goes on
+            self.commands.forget()
+            self.channel.mailbox.registers.reset()
         super().close()
         for queue in self.work_queues:
             queue.detach()

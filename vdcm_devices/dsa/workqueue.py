@@ -202,4 +202,6 @@ class WorkQueue:
         """A descriptor has come through an intercepted portal; None: it is ignored."""
         if self.adi is None or self.state is not WqState.ENABLED:
             return None
+        if self.adi.state is AdiState.ALLOCATED:  # the host has taken it out of use
+            return None
         return self._driver.submit(self.adi, portal, descriptor)
