@@ -185,11 +185,10 @@ uint64_t vdcm_arbitrate(vdcm_sweep *s, uint64_t now, uint64_t *wait)
             continue;
         }
         first_held = NULL;
-        if (a->deficit <= 0) {
+        if (a->next_active == a) {
+            a->deficit = MAX_BUDGET; /* nobody to share with: fewer, longer calls */
+        } else if (a->deficit <= 0) {
             a->deficit += (int64_t)a->weight * QUANTUM;
-            if (a->next_active == a && a->deficit <= 0) {
-                a->deficit = (int64_t)a->weight * QUANTUM; /* nobody to owe it to */
-            }
             if (a->deficit <= 0) {
                 s->active = a->next_active;
                 continue;
