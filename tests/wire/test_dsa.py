@@ -68,6 +68,26 @@ def test_a_direct_ring_goes_round(lab: Lab) -> None:
     assert dsa.run(0, NOOP).status == 1, "slot 0 comes first again"
 
 
+def test_a_direct_slot_that_was_not_taken_is_empty_when_the_queue_is_enabled_again(
+    lab: Lab,
+) -> None:
+    vdev = lab.vdev(portals="direct")
+    dsa = lab.client(vdev)
+    dsa.start()
+    (adi,) = vdev.adis
+    lab.host.run(adi.driver.suspend, adi)
+    stale = []
+    for _ in range(3):
+        data, record = dsa.prepare(NOOP)
+        dsa.rings[0, LIMITED].post(data)
+        stale.append(record)
+    assert dsa.command(Command.RESET_DEVICE) == 0
+    dsa.start()
+    for _ in range(5):
+        assert dsa.run(0, NOOP).status == 1
+    assert [dsa.completion(record).status for record in stale] == [0] * 3
+
+
 def test_stores_of_two_cpus_interleave(dsa: DsaClient) -> None:
     """Eight stores make a descriptor; those to other slots come between."""
     prepared = [dsa.prepare(NOOP) for _ in range(4)]

@@ -138,11 +138,13 @@ class WorkQueue:
         return CommandError.SUCCESS
 
     def _share_portals(self, driver: DsaDriver, adi: Adi) -> None:
-        """The guest begins with slot 0 of each direct portal."""
+        """The guest begins with slot 0 of each direct portal, and nothing is in any of them: what
+        was not taken while the work queue was enabled is lost."""
         self._pages.clear()
         for portal in DIRECT:
             page = self._vdev.portal_page(self.index, portal)
             if page is not None:
+                page[:] = bytes(len(page))
                 address, keep = address_of(page)
                 self._pages.append(keep)
                 driver.set_portal(adi, portal, address)
