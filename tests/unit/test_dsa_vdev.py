@@ -18,6 +18,7 @@ from vdcm.mailbox import MailboxCode
 from vdcm.parent import build
 from vdcm.pasid import PASIDS
 from vdcm.properties import PropertyError
+from vdcm.protocol import Irq
 from vdcm.registers import RegisterSpace
 from vdcm_devices.dsa import Dsa
 from vdcm_devices.dsa.channel import REQUESTS
@@ -104,6 +105,14 @@ def test_what_cannot_be_composed_leaves_nothing(dsa: Dsa) -> None:
     with pytest.raises(VdcmError):
         create(dsa, "dsa-9dwq")
     small.close()
+
+
+@pytest.mark.parametrize("portals", ["intercepted", "direct"])
+def test_as_many_places_as_there_may_be(dsa: Dsa, portals: str) -> None:
+    vdev = create(dsa, "dsa-dynamic", queues=DsaVdev.queues.maximum, portals=portals)
+    assert len(vdev.work_queues) == DsaVdev.queues.maximum
+    assert vdev.interrupts.counts[Irq.MSIX] == DsaVdev.queues.maximum + 1
+    vdev.close()
 
 
 @pytest.mark.conformance("R4.4-3")

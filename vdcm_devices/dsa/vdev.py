@@ -58,7 +58,7 @@ class DsaVdev(Vdev):
     weight = Property(16, minimum=1, maximum=255, doc="Share of each ADI under contention.")
     rate = Property(0, maximum=(1 << 50) - 1, doc="Bytes a second of each ADI; 0: no limit.")
     queues = Property(
-        4, minimum=1, maximum=16, live=False, doc="Places for work queues (dsa-dynamic)."
+        4, minimum=1, maximum=8, live=False, doc="Places for work queues (dsa-dynamic)."
     )
 
     def __init__(
