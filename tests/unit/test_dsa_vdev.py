@@ -23,7 +23,7 @@ from vdcm.registers import RegisterSpace
 from vdcm_devices.dsa import Dsa
 from vdcm_devices.dsa.channel import REQUESTS
 from vdcm_devices.dsa.codes import Command, DeviceState, WqMode, WqState
-from vdcm_devices.dsa.vdev import DsaVdev
+from vdcm_devices.dsa.vdev import DsaVdev, DynamicDsaVdev
 
 KIB = 1024
 
@@ -109,9 +109,9 @@ def test_what_cannot_be_composed_leaves_nothing(dsa: Dsa) -> None:
 
 @pytest.mark.parametrize("portals", ["intercepted", "direct"])
 def test_as_many_places_as_there_may_be(dsa: Dsa, portals: str) -> None:
-    vdev = create(dsa, "dsa-dynamic", queues=DsaVdev.queues.maximum, portals=portals)
-    assert len(vdev.work_queues) == DsaVdev.queues.maximum
-    assert vdev.interrupts.counts[Irq.MSIX] == DsaVdev.queues.maximum + 1
+    vdev = create(dsa, "dsa-dynamic", queues=DynamicDsaVdev.queues.maximum, portals=portals)
+    assert len(vdev.work_queues) == DynamicDsaVdev.queues.maximum
+    assert vdev.interrupts.counts[Irq.MSIX] == DynamicDsaVdev.queues.maximum + 1
     vdev.close()
 
 

@@ -17,7 +17,7 @@ from vdcm import (
 )
 from vdcm_devices.dsa.datapath import MOST_ENTRIES
 from vdcm_devices.dsa.driver import DWQ, SHARE, DsaDriver, Geometry
-from vdcm_devices.dsa.vdev import DsaVdev
+from vdcm_devices.dsa.vdev import DsaVdev, DynamicDsaVdev
 
 
 class Dsa(Parent):
@@ -33,7 +33,7 @@ class Dsa(Parent):
             "Two dedicated work queues and a share of a shared one.",
         ),
         "dsa-dynamic": VdevType(
-            DsaVdev, {"dynamic": True}, {}, "Work queues that the guest asks for, while there are."
+            DynamicDsaVdev, doc="Work queues that the guest asks for, while there are."
         ),
     }
 

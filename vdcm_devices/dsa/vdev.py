@@ -43,8 +43,8 @@ from vdcm_devices.dsa.workqueue import WorkQueue
 
 
 class DsaVdev(Vdev):
-    """A virtual DSA with ``dwqs`` dedicated work queues and then ``swqs`` shared ones, or, if it is
-    ``dynamic``, with as many places for work queues as the property ``queues`` says."""
+    """A virtual DSA with ``dwqs`` dedicated work queues and then ``swqs`` shared ones; or with so
+    many ``places`` for work queues, whose ADIs the guest asks for."""
 
     identity = Identity(vendor=0x8086, device=0x0B25, class_code=0x088000)
 
@@ -57,9 +57,6 @@ class DsaVdev(Vdev):
     )
     weight = Property(16, minimum=1, maximum=255, doc="Share of each ADI under contention.")
     rate = Property(0, maximum=(1 << 50) - 1, doc="Bytes a second of each ADI; 0: no limit.")
-    queues = Property(
-        4, minimum=1, maximum=8, live=False, doc="Places for work queues (dsa-dynamic)."
-    )
 
     def __init__(
         self,
@@ -67,13 +64,13 @@ class DsaVdev(Vdev):
         drivers: Sequence[HostDriver],
         dwqs: int = 0,
         swqs: int = 0,
-        dynamic: bool = False,
+        places: int = 0,
     ) -> None:
-        wqs = self.queues if dynamic else dwqs + swqs
+        wqs = places or dwqs + swqs
         driver = drivers[0]
         assert isinstance(driver, DsaDriver)
         can = driver.describe_vdev(dwqs=dwqs, swqs=swqs, wqs=wqs)
-        self.dynamic: Final = dynamic
+        self.dynamic: Final = places > 0
         self.registers: Final[DsaRegisters] = registers_class(wqs, can.groups, can.engines)(self)
         self.registers.tell(can)
         self.handles: Final[set[int]] = set()
@@ -354,3 +351,12 @@ class DsaVdev(Vdev):
             queue.forget_pages()
         for driver in self.drivers:
             driver.disable_channel(self.name)
+
+
+class DynamicDsaVdev(DsaVdev):
+    """A virtual DSA whose guest asks for its work queues (Scalable IOV, 4.4)."""
+
+    queues = Property(4, minimum=1, maximum=8, live=False, doc="Places for work queues.")
+
+    def __init__(self, name: str, drivers: Sequence[HostDriver]) -> None:
+        super().__init__(name, drivers, places=self.queues)
