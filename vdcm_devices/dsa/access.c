@@ -196,30 +196,33 @@ bool dsa_reach_record(dsa_queue *q, const dsa_work *w)
 
 struct store {
     uint64_t *to;
-    const uint64_t *from;
+    const dsa_completion *record;
 };
 
+/*
+ * The first word is put together in a register: to load what has just been stored in narrower pieces
+ * would have to wait for all stores before it, those of a whole move among them.
+ */
 static int store(void *argument)
 {
     const struct store *s = argument;
+    const dsa_completion *r = s->record;
+    uint64_t first = (uint64_t)r->completed << 32 | (uint32_t)r->fault_info << 16 |
+                     (uint32_t)r->result << 8 | r->status;
 
-    s->to[1] = s->from[1];
-    s->to[2] = s->from[2];
-    s->to[3] = s->from[3];
+    memcpy(&s->to[1], (const uint64_t *)r + 1, sizeof(*r) - sizeof(first));
     /* The status is in this word: pairs with the guest's acquire, or its load and lfence. */
-    __atomic_store_n(&s->to[0], s->from[0], __ATOMIC_RELEASE);
+    __atomic_store_n(&s->to[0], first, __ATOMIC_RELEASE);
     return 0;
 }
 
 bool dsa_write_record(dsa_queue *q, const dsa_work *w, const dsa_completion *record)
 {
-    uint64_t words[sizeof(*record) / sizeof(uint64_t)];
-    struct store s = {.from = words};
+    struct store s = {.record = record};
 
     if (q->record == NULL && !dsa_reach_record(q, w)) {
         return false;
     }
-    memcpy(words, record, sizeof(words));
     s.to = (uint64_t *)q->record;
     return q->services->guarded(q->worker, store, &s) >= 0;
 }

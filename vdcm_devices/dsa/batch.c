@@ -61,9 +61,8 @@ bool dsa_batch_next(dsa_queue *q)
             return end(q, DSA_STATUS_BATCH_PAGE_FAULT);
         }
     }
-    q->work = (dsa_work){.d = b->list[index - b->first], .member = true};
+    dsa_begin(&q->work, &b->list[index - b->first], true);
     q->work.d.pasid = w->d.pasid;
-    q->work.op = dsa_operation_of(&q->work.d);
     if (b->failed && dsa_flags(&q->work.d) & DSA_FLAG_FENCE) {
         return end(q, DSA_STATUS_BATCH_FAILED);
     }

@@ -50,55 +50,54 @@ static void report(dsa_queue *q, const dsa_work *w, int status)
     q->services->report(q->worker, DSA_REPORT_SWERROR, words, sizeof(words));
 }
 
-static dsa_completion record_of(const dsa_queue *q, const dsa_work *w, int status)
+static void fill_record(const dsa_queue *q, const dsa_work *w, int status, dsa_completion *r)
 {
-    dsa_completion r = {.status = (uint8_t)status, .result = w->result};
     uint32_t code = dsa_opcode(&w->d);
 
+    *r = (dsa_completion){.status = (uint8_t)status, .result = w->result};
     if (page_fault(status)) {
-        r.status |= w->write ? DSA_STATUS_WRITE : 0;
-        r.fault_address = w->fault_address;
-        r.fault_info = q->settings.gencap & DSA_CAP_FAULT_INFO ? (uint8_t)(w->operand << 1) : 0;
+        r->status |= w->write ? DSA_STATUS_WRITE : 0;
+        r->fault_address = w->fault_address;
+        r->fault_info = q->settings.gencap & DSA_CAP_FAULT_INFO ? (uint8_t)(w->operand << 1) : 0;
     }
     if (status == DSA_STATUS_BAD_FLAGS) {
-        r.invalid_flags = w->invalid_flags;
+        r->invalid_flags = w->invalid_flags;
     }
     if (status >= DSA_STATUS_BAD_OPERATION && status != DSA_STATUS_READBACK_FAULT) {
-        r.result = 0;
-        return r; /* not begun */
+        r->result = 0;
+        return; /* not begun */
     }
     /* Of one that has ended, only a comparison tells how far it got. */
     if (status != DSA_STATUS_SUCCESS && status != DSA_STATUS_FALSE_PREDICATE) {
-        r.completed = w->done;
+        r->completed = w->done;
     } else if (code == DSA_OP_BATCH || (code == DSA_OP_COMPARE && w->result == 1) ||
                (code == DSA_OP_COMPARE_PATTERN && w->result == 1) ||
                (code == DSA_OP_CREATE_DELTA && w->result == 2)) {
-        r.completed = w->done;
+        r->completed = w->done;
     }
     switch (code) {
     case DSA_OP_MEMORY_MOVE:
-        r.result = page_fault(status) ? w->result : 0;
+        r->result = page_fault(status) ? w->result : 0;
         break;
     case DSA_OP_CREATE_DELTA:
-        r.delta_size = w->delta_size;
+        r->delta_size = w->delta_size;
         break;
     case DSA_OP_CRC:
     case DSA_OP_COPY_CRC:
-        r.crc = w->crc;
+        r->crc = w->crc;
         break;
     case DSA_OP_DIF_CHECK:
     case DSA_OP_DIF_STRIP:
-        r.source = w->source;
+        r->source = w->source;
         break;
     case DSA_OP_DIF_INSERT:
-        r.destination = w->destination;
+        r->destination = w->destination;
         break;
     case DSA_OP_DIF_UPDATE:
-        r.source = w->source;
-        r.destination = w->destination;
+        r->source = w->source;
+        r->destination = w->destination;
         break;
     }
-    return r;
 }
 
 static void count(dsa_queue *q, const dsa_work *w, bool success)
@@ -121,8 +120,9 @@ void dsa_finish(dsa_queue *q, dsa_work *w, int status)
     if (untold || (!valid && !good(status))) {
         report(q, w, status);
     } else if (valid && (!good(status) || dsa_flags(&w->d) & DSA_FLAG_REQUEST_COMPLETION)) {
-        dsa_completion record = record_of(q, w, status);
+        dsa_completion record;
 
+        fill_record(q, w, status, &record);
         if (status == DSA_STATUS_BAD_HANDLE) {
             report(q, w, status); /* besides */
         }

@@ -7,6 +7,8 @@
 #define DSA_ENGINE_H
 
 #include <stdatomic.h>
+#include <stddef.h>
+#include <string.h>
 
 #include "fastpath.h"
 #include "queue.h"
@@ -170,6 +172,16 @@ static inline const dsa_operation *dsa_operation_of(const dsa_descriptor *d)
 
     return code < DSA_OPERATIONS && dsa_operations[code].step != NULL ? &dsa_operations[code]
                                                                      : NULL;
+}
+
+/* Makes `d` the work. Cleared from `op` on: for all of it compilers take an instruction that is slow
+ * to begin. */
+static inline void dsa_begin(dsa_work *w, const dsa_descriptor *d, bool member)
+{
+    w->d = *d;
+    memset(&w->op, 0, sizeof(*w) - offsetof(dsa_work, op));
+    w->op = dsa_operation_of(d);
+    w->member = member;
 }
 
 bool dsa_overlap(uint64_t a, uint64_t a_length, uint64_t b, uint64_t b_length);

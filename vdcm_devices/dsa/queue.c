@@ -269,8 +269,7 @@ static bool next(dsa_queue *q)
     if (atomic_load_explicit(&q->tail, memory_order_acquire) == head) {
         return false;
     }
-    q->work = (dsa_work){.d = q->entries[head & (q->capacity - 1)]};
-    q->work.op = dsa_operation_of(&q->work.d);
+    dsa_begin(&q->work, &q->entries[head & (q->capacity - 1)], false);
     q->busy = true;
     atomic_store_explicit(&q->head, head + 1, memory_order_release);
     if (q->wq != NULL) {
