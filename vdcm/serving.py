@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import resource
@@ -69,6 +70,7 @@ async def serve_until_stopped(manager: Manager, ready: Callable[[], None] = lamb
     signals = (signal.SIGTERM, signal.SIGINT)
     for number in signals:
         loop.add_signal_handler(number, manager.stopping.set)
+    gc.freeze()  # what is there now stays: no collection has to look at it while guests wait
     try:
         await manager.start_all()
         ready()
@@ -78,6 +80,7 @@ async def serve_until_stopped(manager: Manager, ready: Callable[[], None] = lamb
         log.info("stopping")
         return 0
     finally:
+        gc.unfreeze()
         for number in signals:
             loop.remove_signal_handler(number)
         manager.close()
