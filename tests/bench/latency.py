@@ -1,6 +1,6 @@
 """How long one 4-byte read takes: vdcm beside a minimal C server on the same libvfio-user.
 
-    ci/bench [--rounds N] [--reads N] [--no-guest]
+    ci/bench latency [--rounds N] [--reads N] [--no-guest]
 
 Rows: the C client and the Python client, client and server on one CPU and on two; the same reads
 from inside a guest; and a page of shared memory, which nobody is asked for. Both servers run in the
@@ -23,27 +23,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from tests.bench.common import BUILD, build_programs, keep, steal_seconds
 from tests.guest.machine import Machine, vfio_user
 from vdcm.client import Client
 from vdcm.environment import load_environment
 
-ROOT = Path(__file__).resolve().parents[2]
-BUILD = ROOT / "build" / "bench"
 SERVERS = ("C", "vdcm")
 Samples = dict[str, dict[str, list[dict[str, float]]]]
-
-
-def build_programs(libvfio_user: dict[str, str]) -> None:
-    """Build baseline_server and read_loop against the libvfio-user that vdcm is built with."""
-    environment = {**os.environ, **libvfio_user}
-    for command in (
-        ["cmake", "-S", str(ROOT), "-B", str(BUILD), "-DVDCM_BENCH=ON",
-         "-DCMAKE_BUILD_TYPE=RelWithDebInfo", f"-DPython_EXECUTABLE={sys.executable}"],
-        ["cmake", "--build", str(BUILD)],
-    ):  # fmt: skip
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
 
 
 @contextmanager
@@ -118,7 +104,7 @@ def measure(rounds: int, reads: int, guest: bool) -> Samples:
     """All rows: row -> server -> one report per round."""
     samples: Samples = {}
 
-    def keep(row: str, kind: str, report: dict[str, float]) -> None:
+    def note(row: str, kind: str, report: dict[str, float]) -> None:
         samples.setdefault(row, {name: [] for name in SERVERS})[kind].append(report)
 
     cpus = sorted(os.sched_getaffinity(0))
@@ -131,9 +117,9 @@ def measure(rounds: int, reads: int, guest: bool) -> Samples:
                 path = Path(folder) / "s.sock"
                 with server(kind, path, near):
                     for where, cpu in (("one CPU", near), ("two CPUs", far)):
-                        keep(f"C client, {where}", kind, read_loop(cpu, "socket", path, reads))
-                        keep(f"vdcm.client, {where}", kind, python_reads(path, cpu, reads // 4))
-                    keep("direct page", kind, read_loop(far, "socket-page", path, 1000))
+                        note(f"C client, {where}", kind, read_loop(cpu, "socket", path, reads))
+                        note(f"vdcm.client, {where}", kind, python_reads(path, cpu, reads // 4))
+                    note("direct page", kind, read_loop(far, "socket-page", path, 1000))
                 if guest:
                     with (
                         server(kind, path, near),
@@ -146,8 +132,8 @@ def measure(rounds: int, reads: int, guest: bool) -> Samples:
                     ):
                         device = {"C": "be7c", "vdcm": "be7d"}[kind]
                         for row, report in guest_reads(machine, device, reads // 10).items():
-                            keep(row, kind, report)
-            keep("plain shared memory", kind, read_loop(far, "memory", "-", 1000))
+                            note(row, kind, report)
+            note("plain shared memory", kind, read_loop(far, "memory", "-", 1000))
     return samples
 
 
@@ -181,14 +167,8 @@ def table(samples: Samples) -> str:
     return "\n".join(lines)
 
 
-def steal_seconds() -> float:
-    """CPU time that the hypervisor took from this machine so far (proc(5), /proc/stat)."""
-    fields = Path("/proc/stat").read_text().splitlines()[0].split()
-    return int(fields[8]) / os.sysconf("SC_CLK_TCK")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser("ci/bench", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser("ci/bench latency", description=__doc__.split("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--reads", type=int, default=20_000)
     parser.add_argument("--no-guest", action="store_true")
@@ -205,7 +185,7 @@ def main() -> None:
         "samples": samples,
         "guard": guard,
     }
-    (BUILD / "latency.json").write_text(json.dumps(result, indent=2) + "\n")
+    path = keep("latency", result)
     print("microseconds; medians of", options.rounds, "rounds")
     print(table(samples))
     for page, plain in (
@@ -219,7 +199,7 @@ def main() -> None:
         f"the guard: {guard['guard_ns']:.0f} ns a message; "
         f"libvfio-user's own receive calls: {guard['receive_ns']:.0f} ns"
     )
-    print(f"steal time {steal:.1f} s; all samples in {BUILD / 'latency.json'}")
+    print(f"steal time {steal:.1f} s; all samples in {path}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,115 @@
+"""What the benchmarks have in common: C programs, a daemon to measure, what /proc says of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vdcm.control import ControlClient
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build" / "bench"
+
+
+def build_programs(libvfio_user: dict[str, str]) -> None:
+    """Build the C of tests/bench against the libvfio-user that vdcm is built with."""
+    environment = {**os.environ, **libvfio_user}
+    for command in (
+        ["cmake", "-S", str(ROOT), "-B", str(BUILD), "-DVDCM_BENCH=ON",
+         "-DCMAKE_BUILD_TYPE=RelWithDebInfo", f"-DPython_EXECUTABLE={sys.executable}"],
+        ["cmake", "--build", str(BUILD)],
+    ):  # fmt: skip
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+
+
+def keep(name: str, result: dict[str, Any]) -> Path:
+    """Write all that was measured to ``build/bench/NAME.json``."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    path = BUILD / f"{name}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    return path
+
+
+def percentile(samples: Sequence[float], part: float) -> float:
+    """The smallest sample that ``part`` (0 to 1) of them do not exceed."""
+    ordered = sorted(samples)
+    return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
+
+
+def steal_seconds() -> float:
+    """CPU time that the hypervisor took from this machine so far (proc(5), /proc/stat)."""
+    fields = Path("/proc/stat").read_text().splitlines()[0].split()
+    return int(fields[8]) / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """A ``vdcm serve`` of its own; ``folder`` is for sockets."""
+
+    pid: int
+    folder: Path
+    control: Path
+
+    def connect(self) -> ControlClient:
+        return ControlClient(self.control, timeout=60.0)
+
+    @property
+    def descriptors(self) -> int:
+        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+
+    @property
+    def threads(self) -> int:
+        return len(list(Path(f"/proc/{self.pid}/task").iterdir()))
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Resident bytes (proc(5), status): ``own``, ``shared`` with a client, and the ``sum``."""
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        status = dict(line.split(":", 1) for line in lines)
+        own, shared = (int(status[key].split()[0]) << 10 for key in ("RssAnon", "RssShmem"))
+        return {"own": own, "shared": shared, "sum": own + shared}
+
+    @property
+    def cpu_seconds(self) -> float:
+        """On a CPU so far, all threads (proc(5), schedstat)."""
+        tasks = Path(f"/proc/{self.pid}/task").iterdir()
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+    def cpu_share(self, seconds: float) -> float:
+        """Of one CPU, in the ``seconds`` from now on."""
+        before, start = self.cpu_seconds, time.monotonic()
+        time.sleep(seconds)
+        return (self.cpu_seconds - before) / (time.monotonic() - start)
+
+
+@contextmanager
+def daemon(folder: Path, definition: str, cpu: int | None = None) -> Iterator[Daemon]:
+    """Serve the text of a definition file, on one CPU if that is wanted; ended afterwards."""
+    control = folder / "control.sock"
+    (folder / "bench.yaml").write_text(definition)
+    pinned = [] if cpu is None else ["taskset", "-c", str(cpu)]
+    command = [sys.executable, "-m", "vdcm", "serve", str(folder / "bench.yaml")]
+    options = ["--control", str(control), "--state", str(folder / "state"), "--log-level=error"]
+    process = subprocess.Popen([*pinned, *command, *options], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if line.startswith("attach them"):
+                break
+        else:
+            sys.exit("vdcm serve did not start")
+        yield Daemon(process.pid, folder, control)
+    finally:
+        process.terminate()
+        process.wait(60)
+        process.stdout.close()
