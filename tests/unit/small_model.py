@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
+from vdcm.adi import AdiType
 from vdcm.bars import Bar
-from vdcm.errors import ResourceError
+from vdcm.function import ParentFunction
+from vdcm.host import HostDriver
 from vdcm.parent import Parent, VdevType
-from vdcm.pci import Identity
+from vdcm.pci import Capability, Identity, MsiX, Pasid, ScalableIov
 from vdcm.properties import Property
 from vdcm.registers import Register, RegisterMap
-from vdcm.vdev import Vdev, VdevState
+from vdcm.vdev import Vdev
 
 
 class LampRegisters(RegisterMap):
@@ -31,11 +33,17 @@ class Lamp(Vdev):
     lit = Property(False)
     wiring = Property(1, minimum=1, maximum=4, live=False)
 
-    def __init__(self, name: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        capabilities: Sequence[Capability] = (),
+        bars: Sequence[Bar] = (),
+        drivers: Sequence[HostDriver] = (),
+    ) -> None:
         self.registers: Final = LampRegisters(self)
         bar = Bar(0, 0x1000)
         bar.place(0, self.registers)
-        super().__init__(name, bars=[bar])
+        super().__init__(name, [bar, *bars], capabilities, drivers)
 
     def on_set_level(self, value: int) -> None:
         if value == 0xEE:
@@ -59,35 +67,27 @@ class House(Parent):
     storeys = Property(1, minimum=1, maximum=9)
 
 
-class Socket:
-    """Where one lamp can be plugged in."""
-
-    def __init__(self, street: Street) -> None:
-        street.used += 1
-        self.street = street
-
-    def release(self) -> None:
-        self.street.used -= 1
-
-
 class PluggedLamp(Lamp):
-    """A lamp that needs a socket of a street."""
+    """A lamp that needs a socket of a street: an ADI with nothing to do, but with a message."""
 
-    def __init__(self, name: str, drivers: Sequence[Street] = ()) -> None:
-        free = [street for street in drivers if street.used < street.sockets]
-        if not free:
-            raise ResourceError(f"{name}: no socket is free: stop another lamp")
-        super().__init__(name)
-        self.socket = Socket(free[0])
+    def __init__(self, name: str, drivers: Sequence[HostDriver]) -> None:
+        msix = MsiX(1, table_bar=2, table_offset=0, pba_bar=2, pba_offset=0x1000)
+        super().__init__(name, [msix], [Bar(2, 0x2000)], drivers)
+        self.add_adi("socket", [0])
 
-    def close(self) -> None:
-        if self.state is not VdevState.CLOSED:
-            self.socket.release()
-        super().close()
+
+class Sockets(HostDriver):
+    """The host driver of a street."""
+
+    adi_types: ClassVar = {"socket": AdiType("socket", {"sockets": 1}, messages=1)}
+
+    def __init__(self, name: str, sockets: int) -> None:
+        function = ParentFunction(name, PluggedLamp.identity, [ScalableIov(), Pasid()])
+        super().__init__(name, function, {"sockets": sockets})
 
 
 class Street(Parent):
-    """A parent whose resources run out: its own host driver, in a way."""
+    """A parent whose resources run out."""
 
     types: ClassVar = {
         "lamp": Lamp,
@@ -99,18 +99,7 @@ class Street(Parent):
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        self.used = 0
-        self.driver = self
-
-    def available(self, type_name: str) -> int | None:
-        return self.sockets - self.used if type_name == "plugged-lamp" else None
-
-    def describe(self) -> dict[str, Any]:
-        left = {"maximum": self.sockets, "available": self.sockets - self.used}
-        return {"adi_types": {"socket": left}}
-
-    def close(self) -> None:
-        assert self.used == 0, f"{self.used} lamps are still plugged in"
+        self.driver = Sockets(name, self.sockets)
 
 
 HOUSE: Final[dict[str, type[Parent]]] = {"house": House}

@@ -20,17 +20,18 @@ from unittest.mock import patch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from small_model import House, Street
+from small_model import House, PluggedLamp, Street
 
 from vdcm.client import Client
 from vdcm.definition import Definition, ParentDefinition
 from vdcm.errors import StateError, StoreError, TransportError, VdcmError
 from vdcm.manager import Manager
+from vdcm.parent import build
 from vdcm.pasid import PASIDS
 from vdcm.properties import PropertyError
 from vdcm.store import Store
 
-OPERATIONS = int(os.environ.get("VDCM_LIFECYCLE_OPERATIONS", "1000"))
+OPERATIONS = int(os.environ.get("VDCM_LIFECYCLE_OPERATIONS", "2000"))
 STEPS = 50  # of one life
 
 ROOM = {"s": 2, "t": 1}  # lamps that can be plugged in
@@ -347,8 +348,10 @@ class Lifecycle(RuleBasedStateMachine):
         assert {path.stem for path in (self.folder / "state").glob("*")} == stored
         for name in ("s", "t"):
             street = self.manager.parents[name]
-            assert isinstance(street, Street)
-            assert street.used == sum(lamp.plugged == name for lamp in self.lamps.values())
+            plugged = sum(lamp.plugged == name for lamp in self.lamps.values())
+            assert street.driver is not None
+            assert len(street.driver.adis) == plugged
+            assert street.driver.ims.free == street.driver.ims.size - plugged
 
     def end(self) -> None:
         self.do(self.manager.close)
@@ -368,6 +371,9 @@ class Lifecycle(RuleBasedStateMachine):
 
 
 def test_any_life() -> None:
+    first = Street("first")  # what is made once for all is made now
+    build(PluggedLamp, "first", {}, drivers=[first.driver]).close()
+    first.close()
     Lifecycle.operations = 0
     while Lifecycle.operations < OPERATIONS:
         run_state_machine_as_test(
