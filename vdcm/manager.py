@@ -169,7 +169,7 @@ class Manager:
     def _register(self, entry: Entry) -> Entry:
         definition = entry.definition
         for called in (definition.uuid, definition.name):
-            if called in self._called:
+            if called in self._called or called.lower() in self._entries:
                 raise VdcmError(f"there is a VDEV {called} already")
         entry.real_path = os.path.realpath(definition.path)
         if entry.real_path in self._sockets:
@@ -318,7 +318,7 @@ class Manager:
 
     def entry(self, name: str) -> Entry:
         """The VDEV of that name or UUID; VdcmError, naming those there are, if there is none."""
-        found = self._called.get(name) or self._called.get(name.lower())
+        found = self._called.get(name) or self._entries.get(name.lower())
         if found is None:
             known = choices(name, (entry.name for entry in self._entries.values()))
             raise VdcmError(f"there is no VDEV {name[:80]} {known}")

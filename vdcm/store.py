@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -99,6 +100,9 @@ class Store:
     def remove(self, uuid: str) -> None:
         """Forget a definition; one that is gone already is forgotten too."""
         path = self._path(uuid)
+        with _blame(path):
+            if not self.folder.exists():
+                return
         self._open()
         with _blame(path):
             path.unlink(missing_ok=True)
@@ -113,9 +117,12 @@ class Store:
         return self.folder / f"{uuid}{_SUFFIX}"
 
     def _open(self) -> None:
-        """Have the folder to ourselves."""
+        """Have the folder to ourselves, also one that has taken the place of ours."""
         if self._lock >= 0:
-            return
+            with _blame(self.folder):
+                if os.path.samestat(os.fstat(self._lock), self.folder.stat()):
+                    return
+            self.close()
         with _blame(self.folder):
             folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -145,8 +152,15 @@ def _sync(path: Path) -> None:
 _FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
+def _at_once(path: str, flags: int) -> int:
+    """Without waiting, as for whoever writes to a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _parsed(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
+    with open(path, "rb", opener=_at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("it is no file")
         data = file.read(FILE_LIMIT + 1)
     if len(data) > FILE_LIMIT:
         raise ValueError(f"it is longer than {FILE_LIMIT} bytes")

@@ -7,6 +7,7 @@ and hears of what went wrong (native/sweep.h). Nothing here knows a device.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable, Sequence
 from enum import IntEnum
@@ -18,6 +19,8 @@ from vdcm._native import ffi, lib
 from vdcm.errors import StateError, VdcmError
 from vdcm.ims import ImsEntry, ImsStorage
 from vdcm.pasid import GuestPasids
+
+log = logging.getLogger("vdcm.sweep")
 
 SPIN_US: Final = 50
 """Microseconds that a sweep stays awake after its last work."""
@@ -102,8 +105,12 @@ class Sweep:
         ids = ffi.new("uint64_t[]", 64)
         for index in range(lib.vdcm_sweep_ready(self._native, ids, 64)):
             path = self._adis.get(ids[index])
-            if path is not None:  # not one that an earlier handler has closed
+            if path is None:  # an earlier handler has closed it
+                continue
+            try:
                 path.on_event(path)
+            except Exception:  # a model's own mistake; the others have drained all the same
+                log.exception("a device model failed to hear what its ADI had to say")
 
     def step(self, now_ns: int) -> tuple[int, int | None]:
         """Look at some doorbells and run one queue at the time ``now_ns``.

@@ -132,6 +132,8 @@ def test_a_uuid_is_as_good_as_a_name(manager: Manager) -> None:
     entry = manager.entry("lamp0")
     assert manager.entry(entry.definition.uuid) is manager.entry(entry.definition.uuid.upper())
     assert manager.entry(entry.definition.uuid) is entry
+    with pytest.raises(VdcmError, match="there is no VDEV LAMP0"):
+        manager.entry("LAMP0")
 
 
 # Start and stop
@@ -321,6 +323,9 @@ def test_define_is_all_or_none(
         keeper.define([{**lamp, "name": "a"}, {**lamp, "name": "a"}])
     with pytest.raises(PropertyError):
         keeper.define([lamp, {**lamp, "properties": {"level": 999}}])
+    uuid = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001"
+    with pytest.raises(VdcmError, match=f"there is a VDEV {uuid.upper()} already"):
+        keeper.define([{**lamp, "uuid": uuid, "name": "a"}, {**lamp, "name": uuid.upper()}])
     assert keeper.summaries() == []
     synced: list[int] = []
 

@@ -67,6 +67,26 @@ def test_a_folder_has_one_server(store: Store) -> None:
     other.close()
 
 
+def test_a_folder_in_the_place_of_ours_has_one_server_too(store: Store) -> None:
+    store.write({"uuid": ONE})
+    store.folder.rename(store.folder.with_name("away"))
+    store.remove(ONE)
+    store.write({"uuid": TWO})
+    assert contents(store) == [{"uuid": TWO}]
+    other = Store(store.folder)
+    with pytest.raises(StoreError, match="belongs to another server"):
+        other.write({"uuid": THREE})
+
+
+def test_nobody_is_waited_for(store: Store) -> None:
+    store.write({"uuid": TWO})
+    os.mkfifo(store.folder / f"{ONE}.json")
+    found: list[dict[str, Any]] = []
+    (error,) = store.read(found.append)
+    assert found == [{"uuid": TWO}]
+    assert "this definition is left out: it is no file" in str(error)
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [

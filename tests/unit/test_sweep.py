@@ -343,6 +343,24 @@ def test_events_arrive_on_the_loop() -> None:
     assert asyncio.run(main()) == 9
 
 
+def test_a_handler_that_fails_costs_others_nothing(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The mistake of one model must not have another VDEV wait for ever."""
+
+    def fail(_path: AdiPath) -> None:
+        raise RuntimeError("a mistake")
+
+    told: list[AdiPath] = []
+    for handler in (told.append, fail, told.append):
+        path = bench.sweep.adi(handler)
+        bench.paths.append(path)
+        Probe(path).queue.state = QueueState.DRAINING
+    bench.sweep.look()
+    assert sorted(map(id, told)) == sorted(map(id, (bench.paths[0], bench.paths[2])))
+    assert "RuntimeError: a mistake" in caplog.text
+
+
 def test_a_sweep_with_adis_is_not_closed(sweep: Sweep) -> None:
     path = sweep.adi(lambda _: None)
     with pytest.raises(StateError, match="serves 1 ADIs: release them first"):

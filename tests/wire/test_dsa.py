@@ -234,6 +234,10 @@ def test_only_handles_that_were_given_are_good(dsa: DsaClient) -> None:
     assert dsa.run(0, NOOP, INTERRUPT, handle=1).status == 1
     assert dsa.command(Command.RELEASE_INTERRUPT_HANDLE, 1) == 0
     assert dsa.run(0, NOOP, INTERRUPT, handle=1).status == 0x19
+    assert dsa.command(Command.REQUEST_INTERRUPT_HANDLE, 1) == 1 << 8
+    dsa.client.reset()
+    dsa.start()
+    assert dsa.run(0, NOOP, INTERRUPT, handle=1).status == 0x19, "a handle of before the reset"
 
 
 def test_a_masked_completion_is_delivered_once_on_unmask(dsa: DsaClient) -> None:

@@ -149,11 +149,14 @@ def check_socket(path: Path) -> Path:
     """``path`` if the kernel takes it for a socket."""
     if "\0" in str(path):
         raise VdcmError("a path has no NUL in it")
-    length = len(os.fsencode(path))
+    try:
+        length = len(os.fsencode(path))
+    except UnicodeEncodeError:
+        raise VdcmError(f"{str(path)[:80]!r} is no path: it is not Unicode") from None
     if length > PATH_LIMIT:
         raise VdcmError(
-            f"the socket's path {path} has {length} bytes, the kernel takes {PATH_LIMIT}: "
-            "set socket: to a shorter one"
+            f"the socket's path {str(path)[:PATH_LIMIT]} has {length} bytes, the kernel takes "
+            f"{PATH_LIMIT}: set socket: to a shorter one"
         )
     return path
 
@@ -232,7 +235,9 @@ def vdev_from_json(
     if "socket" in given:
         socket = Path(_text(given, "socket"))
         if not socket.is_absolute():
-            raise VdcmError(f"socket takes the whole path, beginning with /, not {socket}")
+            raise VdcmError(
+                f"socket takes the whole path, beginning with /, not {str(socket)[:80]}"
+            )
         socket = None if socket == default_socket(name) else check_socket(socket)
     check_socket(socket or default_socket(name))
     properties = given.get("properties", {})

@@ -132,6 +132,10 @@ class DsaDriver(HostDriver):
         if not adi.path.queues:
             adi.path.queue(FASTPATH, _queue(adi).address, doorbells=doorbells)
 
+    def on_reset(self, adi: Adi) -> None:
+        for handle in HANDLES:
+            _queue(adi).handle(handle, None)
+
     def on_release(self, adi: Adi) -> None:
         _queue(adi).close()
 
