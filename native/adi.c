@@ -204,6 +204,7 @@ int vdcm_adi_set_qos(vdcm_adi *a, uint32_t weight, uint64_t rate)
     a->weight = weight;
     a->rate = rate;
     a->tokens = 0;
+    a->fraction = 0;
     a->refilled = 0; /* long ago: it begins with a burst */
     vdcm_sweep_unlock(a->sweep);
     vdcm_sweep_wake(a->sweep);

@@ -84,19 +84,17 @@ static uint64_t throttle(vdcm_adi *a, uint64_t now)
     if (burst < MAX_BUDGET) {
         burst = MAX_BUDGET;
     }
-    if (elapsed > SECOND) {
-        elapsed = SECOND;
-    }
-    /* long double: no overflow whatever the rate is. */
-    int64_t added = (int64_t)((long double)elapsed * (long double)a->rate / (long double)SECOND);
-    if (a->tokens + added >= burst) {
+    /* Wide, and with what was left over: a limit is kept that is looked at every 100 ns, or whose
+     * debt takes minutes to pay off. */
+    unsigned __int128 earned = (unsigned __int128)elapsed * a->rate + a->fraction;
+    if (earned / SECOND >= (uint64_t)(burst - a->tokens)) {
         a->tokens = burst;
-        a->refilled = now;
-    } else if (added > 0) {
-        a->tokens += added;
-        /* Only the time that they stand for: the remainder counts next time. */
-        a->refilled += (uint64_t)((long double)added * (long double)SECOND / (long double)a->rate);
+        a->fraction = 0;
+    } else {
+        a->tokens += (int64_t)(earned / SECOND);
+        a->fraction = (uint64_t)(earned % SECOND);
     }
+    a->refilled = now;
     if (a->tokens > 0) {
         return 0;
     }

@@ -42,6 +42,7 @@ struct vdcm_adi {
     uint32_t weight;
     uint64_t rate;    /* units a second, 0: no limit */
     int64_t tokens;   /* units that the rate limit allows now */
+    uint64_t fraction; /* of one more token, in parts of 10^9 */
     uint64_t refilled; /* ns, when tokens were last added */
     int64_t deficit;  /* units that it may do in this round */
     bool active;      /* in the sweep's ring of ADIs with work */
