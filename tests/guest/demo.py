@@ -1,4 +1,5 @@
-"""The demo: Linux's own gpio-pci-idio-16 drives a card that vdcm serves. Run by ci/demo.
+"""The demo: Linux's own gpio-pci-idio-16 drives a card that vdcm serves, and a user-space driver a
+software DSA. Run by ci/demo.
 
 python -m tests.guest.demo [BEGIN]     BEGIN: when the demo began, in seconds since the epoch
 """
@@ -14,6 +15,8 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+from tests.guest.demo_dsa import VDEVS as DSAS
+from tests.guest.demo_dsa import show_composition, show_work
 from tests.guest.gpio import Edge, Gpio
 from tests.guest.lab import CARD, MODULES, address_of, driven, interrupts_of
 from tests.guest.machine import GuestError, Machine, vfio_user
@@ -83,6 +86,11 @@ def demo(environment: Environment, server: Server, machine: Machine) -> None:
     counters = server.show("gpio0")["counters"]
     say("vdcm", ", ".join(f"{count} {name}" for name, count in counters.items()))
 
+    title("8. a software DSA: VDEVs composed of ADIs")
+    show_composition(server, say)
+    title("9. a user-space driver has it move memory, without a guest")
+    show_work(server, say, expect)
+
 
 def show_outputs(server: Server, gpio: Gpio) -> None:
     gpio.set(dict.fromkeys(OUTPUTS, 0))
@@ -143,7 +151,7 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vdcm-demo-")))
-        server = Server(folder, {"gpio0": {"type": "pcie-idio-16"}})
+        server = Server(folder, {"gpio0": {"type": "pcie-idio-16"}, **DSAS})
         stack.callback(server.kill)  # in case that it does not stop
         machine = Machine(
             environment,

@@ -251,6 +251,7 @@ class DsaClient:
         if self.shared:
             self.enable_pasid()
             self.bind(pasid)
+            self.write(0x80, 1 << 12)  # GENCFG: work with a PASID may interrupt
         if wqs is None:
             modes = self.modes()
             size = self.total_size // self.wqs
