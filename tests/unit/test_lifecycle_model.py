@@ -1,6 +1,6 @@
 """Random lifecycles against a plain model: what is there, in which state, and that nothing leaks.
 
-VDCM_LIFECYCLE_OPERATIONS=10000 ci/python -m pytest tests/unit/test_lifecycle_model.py --timeout 0
+``VDCM_LIFECYCLE_OPERATIONS`` is how many (10,000 unless told).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from vdcm.pasid import PASIDS
 from vdcm.properties import PropertyError
 from vdcm.store import Store
 
-OPERATIONS = int(os.environ.get("VDCM_LIFECYCLE_OPERATIONS", "2000"))
+OPERATIONS = int(os.environ.get("VDCM_LIFECYCLE_OPERATIONS", "10000"))
 STEPS = 50  # of one life
 
 ROOM = {"s": 2, "t": 1}  # lamps that can be plugged in
