@@ -286,6 +286,20 @@ def test_a_vdev_is_small() -> None:
     assert each < 96 * KIB
 
 
+def test_nothing_is_left_of_a_vdev(dsa: Dsa) -> None:
+    def lives(count: int) -> None:
+        for number in range(count):
+            create(dsa, "dsa-2dwq-1swq", f"v{number}").close()
+        gc.collect()
+
+    lives(10)  # what is made once for all
+    tracemalloc.start()
+    lives(50)
+    left = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert left < 50 * 512
+
+
 def test_the_document_has_a_definition_that_loads(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "docs" / "dsa.md").read_text()
     file = tmp_path / "dsa.yaml"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from vdcm.errors import DeclarationError
@@ -151,11 +152,24 @@ def _room(capability: Capability) -> int:
     return -(-capability.length // 4) * 4
 
 
-def _read_only_bytes(data: bytes) -> RegisterMap:
-    class Bytes(RegisterMap):
-        DATA = Register(0, 8, Access.RO, count=len(data))
+class _Bytes(RegisterMap):
+    """Bytes after a capability's registers; their number is the subclass's."""
 
-    registers = Bytes()
+    DATA = Register(0, 8, Access.RO, count=1)
+
+
+@cache
+def _bytes_class(length: int) -> type[_Bytes]:
+    """Made once for all of a length: a class stays for good, whoever made it."""
+
+    class Bytes(_Bytes):
+        DATA = Register(0, 8, Access.RO, count=length)
+
+    return Bytes
+
+
+def _read_only_bytes(data: bytes) -> RegisterMap:
+    registers = _bytes_class(len(data))()
     for register, byte in zip(registers.DATA, data, strict=True):
         register.preset(byte)
     return registers
