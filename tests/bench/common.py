@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -100,16 +101,17 @@ def daemon(folder: Path, definition: str, cpu: int | None = None) -> Iterator[Da
     pinned = [] if cpu is None else ["taskset", "-c", str(cpu)]
     command = [sys.executable, "-m", "vdcm", "serve", str(folder / "bench.yaml")]
     options = ["--control", str(control), "--state", str(folder / "state"), "--log-level=error"]
-    process = subprocess.Popen([*pinned, *command, *options], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            if line.startswith("attach them"):
-                break
-        else:
-            sys.exit("vdcm serve did not start")
-        yield Daemon(process.pid, folder, control)
-    finally:
-        process.terminate()
-        process.wait(60)
-        process.stdout.close()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.bind(str(folder / "notify.sock"))
+        notified.settimeout(60)
+        process = subprocess.Popen(
+            [*pinned, *command, *options],
+            env={**os.environ, "NOTIFY_SOCKET": str(folder / "notify.sock")},
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            notified.recv(100)  # READY=1
+            yield Daemon(process.pid, folder, control)
+        finally:
+            process.terminate()
+            process.wait(60)
