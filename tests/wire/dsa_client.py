@@ -117,19 +117,30 @@ class Ring:
 
     def post(self, data: bytes) -> None:
         """Store without waiting for an answer; the queue must be a dedicated one."""
+        self._wait_for_room(self._word(self.next))
+        self.store(data)
+
+    def store(self, data: bytes) -> None:
+        """Store whatever is there."""
         at = self._word(self.next)
-        self._wait_for_room(at)
         self._area.view[at + 8 : at + 64] = data[8:]
         self._area.write(at, 8, int.from_bytes(data[:8], "little"))
         self.next = (self.next + 1) % 64
 
 
 class DsaClient:
-    """``arena``: bytes of guest memory."""
+    """``arena``: bytes of guest memory, at ``base``."""
 
-    def __init__(self, path: Path, arena: int = 16 << 20, client: Client | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        arena: int = 16 << 20,
+        client: Client | None = None,
+        *,
+        base: int = ARENA,
+    ) -> None:
         self.client = client or Client(path, timeout=TIMEOUT, wait=5.0)
-        self.memory = Arena(self.client.dma_memory(ARENA, arena))
+        self.memory = Arena(self.client.dma_memory(base, arena))
         wqcap = self.read(0x20, 8)
         self.total_size = wqcap & 0xFFFF
         self.wqs = wqcap >> 16 & 0xFF
