@@ -11,7 +11,7 @@ import base64
 import binascii
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, ClassVar, Final
@@ -24,6 +24,8 @@ from vdcm.pasid import PASIDS, GuestPasids
 from vdcm.pci import Ats, Pri
 from vdcm.sweep import QueueState, Sweep
 
+IMS: Final = "ims"
+"""Interrupt messages, as a resource (2.5.1)."""
 STATE_VERSION: Final = 1
 
 
@@ -68,7 +70,7 @@ class HostDriver:
             raise VdcmError(f"{name} needs at least 1 worker, not {workers}")
         self.name: Final = name
         self.function: Final = function
-        self.resources: Final = dict(resources)
+        self.resources: Final = {**resources, IMS: messages}
         self.ims: Final = ImsStorage(messages, name)
         self.generation = self.generations[0]
         self.adis: Final[dict[int, Adi]] = {}
@@ -96,24 +98,31 @@ class HostDriver:
             channel=self.channel,
         )
 
-    def maximum(self, type_name: str) -> int:
-        """How many ADIs of a type there can be when there are no others."""
-        return self._fit(type_name, self.resources)
+    def maximum(self, *type_names: str) -> int:
+        """How many ADIs of a type there can be when there are no others; of several types: how
+        many sets of one each."""
+        return self._sets(type_names, self.resources)
 
-    def available(self, type_name: str) -> int:
-        """How many more ADIs of a type can be allocated now."""
-        free = {key: amount - self._used[key] for key, amount in self.resources.items()}
-        return self._fit(type_name, free)
-
-    def _fit(self, type_name: str, free: Mapping[str, int]) -> int:
-        return min(
-            (free.get(key, 0) // n for key, n in self.requirements(type_name).items() if n),
-            default=0,
+    def available(self, *type_names: str) -> int:
+        """How many more ADIs of a type, or sets of several, can be allocated now."""
+        return self._sets(
+            type_names, {key: total - self.used(key) for key, total in self.resources.items()}
         )
+
+    def _sets(self, type_names: Sequence[str], there: Mapping[str, int]) -> int:
+        needed: Counter[str] = Counter()
+        for name in type_names:
+            needed.update(self.requirements(name))
+        return min((there.get(key, 0) // n for key, n in needed.items() if n), default=0)
+
+    def used(self, resource: str) -> int:
+        """How much of a resource ADIs have."""
+        return self.ims.size - self.ims.free if resource == IMS else self._used[resource]
 
     def requirements(self, type_name: str) -> Mapping[str, int]:
         """Resources that one ADI of a type takes, its IMS entries as ``ims`` among them."""
-        return self._type(type_name).requirements
+        kind = self._type(type_name)
+        return {**kind.requirements, IMS: kind.messages} if kind.messages else kind.requirements
 
     def set_generation(self, generation: str) -> None:
         """Pass for a revision of the device; StateError while there are ADIs."""
@@ -133,11 +142,11 @@ class HostDriver:
     def allocate(self, type_name: str, owner: str) -> Adi:
         """A new ADI for the VDEV ``owner``; ResourceError, naming what is lacking."""
         kind = self._type(type_name)
-        for key, amount in kind.requirements.items():
-            there = self.resources.get(key, 0)
-            if self._used[key] + amount > there:
+        for key, amount in self.requirements(type_name).items():
+            there, used = self.resources.get(key, 0), self.used(key)
+            if used + amount > there:
                 raise ResourceError(
-                    f"{self.name} has no {type_name} left for {owner}: {self._used[key]} of {there}"
+                    f"{self.name} has no {type_name} left for {owner}: {used} of {there}"
                     f" {key} are in use and {amount} more are needed; stop a VDEV that has some, "
                     "or give the parent more"
                 )
@@ -414,14 +423,13 @@ class HostDriver:
             "name": self.name,
             "generation": self.generation,
             "resources": {
-                key: {"total": amount, "used": self._used[key]}
-                for key, amount in self.resources.items()
+                key: {"total": total, "used": self.used(key)}
+                for key, total in self.resources.items()
             },
             "adi_types": {
                 name: {"maximum": self.maximum(name), "available": self.available(name)}
                 for name in self.adi_types
             },
-            "ims": {"total": self.ims.size, "used": self.ims.size - self.ims.free},
             "sweeps": [sweep.counters() for sweep in self._sweeps],
         }
 

@@ -6,6 +6,7 @@ vdcm itself knows none by name, so a model outside this repository works like th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -57,8 +58,8 @@ class Parent(Configurable):
         kind = self.types[type_name]
         if self.driver is None or not isinstance(kind, VdevType):
             return None
-        counts = [self.driver.available(adi) // n for adi, n in kind.adis.items() if n]
-        return min(counts, default=None)
+        needed = tuple(Counter(kind.adis).elements())
+        return self.driver.available(*needed) if needed else None
 
     def create(
         self,

@@ -80,12 +80,15 @@ def test_types_and_how_many_there_can_be(driver: ProbeDriver) -> None:
     driver.allocate("large", "a")
     driver.allocate("small", "a")
     assert [driver.available(kind) for kind in driver.adi_types] == [4, 1, 1000]
+    assert driver.available("large", "small") == 1
+    assert driver.available("small", "small", "small") == 1
     assert [driver.maximum(kind) for kind in driver.adi_types] == [8, 2, 1000]
 
 
 @pytest.mark.conformance("R2.1-3", "R4.1-5")
 def test_requirements_of_each_type(driver: ProbeDriver) -> None:
-    assert driver.requirements("large") == {"slots": 3, "buffers": 1}
+    assert driver.requirements("large") == {"slots": 3, "buffers": 1, "ims": 2}
+    assert driver.requirements("shared") == {"shares": 1}
     with pytest.raises(VdcmError, match=r"probe0 has no ADI type huge \(known: large, shared, sm"):
         driver.requirements("huge")
 
@@ -114,13 +117,27 @@ def test_allocation_fails_with_the_reason_and_takes_nothing(driver: ProbeDriver)
     driver.allocate("large", "v2")
 
 
-def test_allocation_without_messages_left_gives_all_back() -> None:
-    driver = ProbeDriver("probe0", messages=1)
+def test_interrupt_messages_are_a_resource() -> None:
+    driver = ProbeDriver("probe0", messages=2)
     driver.allocate("small", "a")
-    with pytest.raises(ResourceError, match="all 1 IMS entries are in use"):
+    assert (driver.maximum("large"), driver.available("large")) == (1, 0)
+    with pytest.raises(ResourceError, match="has no large left for b: 1 of 2 ims are in use and 2"):
         driver.allocate("large", "b")
-    assert driver.available("large") == 2
     driver.close()
+
+
+def test_an_allocation_that_the_device_refuses_gives_all_back(
+    driver: ProbeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_adi: Adi) -> None:
+        raise VdcmError("no memory")
+
+    before = driver.describe()["resources"]
+    monkeypatch.setattr(driver, "on_allocate", refuse)
+    with pytest.raises(VdcmError, match="no memory"):
+        driver.allocate("large", "a")
+    assert driver.describe()["resources"] == before
+    assert not driver.adis
 
 
 @pytest.mark.conformance("R2.1-1", "R2.2-4", "R2.2-8", "R4.1-7")
