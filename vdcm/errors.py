@@ -7,7 +7,7 @@ VdcmError
 ├── DeclarationError    a device model declares something impossible
 ├── DefinitionError     a definition file is wrong; carries file, line and column
 ├── StoreError          a definition cannot be stored, or what is stored cannot be used
-├── ResourceError       a parent has no more of what is asked for; names what and who has it
+├── ResourceError       a parent has no more of what is asked for; names it and how much is in use
 ├── StateError          a call at the wrong time; names the state it was in and the one it needs
 ├── PrerequisiteError   the machine lacks something; names the command that provides it
 ├── TransportError      a socket or a client failed

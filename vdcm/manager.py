@@ -170,12 +170,15 @@ class Manager:
         definition = entry.definition
         for called in (definition.uuid, definition.name):
             if called in self._called or called.lower() in self._entries:
-                raise VdcmError(f"there is a VDEV {called} already")
+                raise VdcmError(
+                    f"there is a VDEV {called} already: undefine it, or call this another"
+                )
         entry.real_path = os.path.realpath(definition.path)
         if entry.real_path in self._sockets:
             owner = self._sockets[entry.real_path].name
             raise VdcmError(
-                f"{definition.name} would have the same socket as {owner}: {entry.real_path}"
+                f"{definition.name} would have the same socket as {owner}: {entry.real_path}; "
+                "give it another"
             )
         self._entries[definition.uuid] = self._sockets[entry.real_path] = entry
         self._called[definition.uuid] = self._called[definition.name] = entry

@@ -85,9 +85,10 @@ class Property(Generic[Value]):
         if type(value) is not int:
             return
         if value < self.minimum or (self.maximum is not None and value > self.maximum):
-            upper = "" if self.maximum is None else f" to {self.maximum:#x}"
-            found = _short(f"{value:#x}")
-            raise PropertyError(f"{self.name} takes {self.minimum:#x}{upper}, not {found}")
+            bounds = f"{number(self.minimum)} or more"
+            if self.maximum is not None:
+                bounds = f"{self.minimum} to {number(self.maximum)}"
+            raise PropertyError(f"{self.name} takes {bounds}, not {_short(number(value))}")
 
     def parse(self, text: str) -> Value:
         """The value that ``text`` of a command line stands for; ints in any Python notation."""
@@ -102,6 +103,15 @@ class Property(Generic[Value]):
                 value = text
         self.check(value)
         return value  # type: ignore[return-value]  # check() has made sure
+
+
+def number(value: int) -> str:
+    """As people read it: counts in decimal, bit masks in hexadecimal, so both where they differ."""
+    if abs(value) < 10:
+        return str(value)
+    if value.bit_length() > 64:  # str() takes long for long ones, and refuses the longest
+        return f"{value:#x}"
+    return f"{value} ({value:#x})"
 
 
 def _short(text: str) -> str:

@@ -247,7 +247,7 @@ def test_list(run: Run, server: Manager, tmp_path: Path) -> None:
 def test_show(run: Run, server: Manager) -> None:
     lines = run("show", "lamp0").out.splitlines()
     assert "name: lamp0" in lines
-    assert "  level: 0x3" in lines
+    assert "  level: 3" in lines
     assert "  lit: false" in lines
     assert json.loads(run("show", "lamp0", "--json").out) == server.show("lamp0")
 
@@ -293,7 +293,7 @@ def test_parents(run: Run) -> None:
         "house house - broken-lamp, lamp",
         "",
         "PARENT PROPERTY VALUE VALUES WHAT IT IS",
-        "house storeys 0x1 0x1 to 0x9 (default 0x1)",
+        "house storeys 1 1 to 9 (default 1)",
     ]
     assert json.loads(run("parents", "--json").out)[0]["name"] == "house"
     free = {"adi_types": {"dwq": {"available": 1, "maximum": 8}, "share": ONE}}
@@ -412,10 +412,10 @@ def test_types(run: Run) -> None:
     assert done.code == 0
     assert lines[0] == "TYPE PARENT AVAILABLE WHAT IT IS"
     assert "lamp house ? A lamp." in lines
-    assert "lamp level 0x0 to 0xff (default 0x0) yes How bright it is." in lines
-    assert "lamp label text (default '') yes What it says." in lines
-    assert "lamp lit true, false (default false) yes" in lines
-    assert "lamp wiring 0x1 to 0x4 (default 0x1) no" in lines
+    assert "level 0 to 255 (default 0) yes lamp How bright it is." in lines
+    assert "label text (default '') yes lamp What it says." in lines
+    assert "lit true, false (default false) yes lamp" in lines
+    assert "wiring 1 to 4 (default 1) no lamp" in lines
     assert [one["type"] for one in json.loads(run("types", "--json").out)] == [
         "broken-lamp",
         "lamp",

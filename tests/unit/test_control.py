@@ -347,7 +347,7 @@ def test_requests_that_are_none(server: Server, line: bytes, code: int) -> None:
         (
             request("set", name="lamp0", values={"level": 999}),
             methods.INVALID_PARAMS,
-            "level takes 0x0 to 0xff",
+            "level takes 0 to 255",
         ),
         (request("set", name="lamp0", values={"x": 1}), methods.INVALID_PARAMS, "no property x"),
         (request("set", name="lamp0", values={"wiring": 2}), methods.WRONG_STATE, "is started; s"),

@@ -423,7 +423,7 @@ def test_modify(keeper: Manager) -> None:
         }
         for wrong, said in (
             ({"delete": ["level"]}, r"a has no property level set \(known: wiring\)"),
-            ({"values": {"level": 999}}, "level takes 0x0 to 0xff"),
+            ({"values": {"level": 999}}, "level takes 0 to 255"),
             ({"kind": "lamb"}, r"parent s has no type lamb \(did you mean lamp"),
         ):
             before = keeper.summaries()
@@ -532,7 +532,7 @@ def test_set_reads_text_and_takes_values(manager: Manager) -> None:
         ({"level": "1", "lit": 1}, "lit takes true or false, not 1"),
         ({"level": "1", "label": 1}, "label takes text, not 1"),
         ({"level": "1", "label": None}, "label takes text, not nothing"),
-        ({"level": "256"}, "level takes 0x0 to 0xff"),
+        ({"level": "256"}, "level takes 0 to 255"),
         ({"level": "1", "levle": "1"}, r"lamp0 has no property levle \(did you mean level\?"),
     ],
 )

@@ -49,13 +49,13 @@ def test_a_class_has_its_bases_properties() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("count", 0, "count takes 0x1 to 0x9, not 0x0"),
-        ("count", 10, "count takes 0x1 to 0x9, not 0xa"),
+        ("count", 0, "count takes 1 to 9, not 0$"),
+        ("count", 10, r"count takes 1 to 9, not 10 \(0xa\)"),
         ("count", "5", "count takes a whole number, not '5'"),
         ("count", True, "count takes a whole number, not True"),
         ("count", 5.0, "count takes a whole number, not 5.0"),
         ("count", None, "count takes a whole number, not nothing"),
-        ("wide", -1, "wide takes 0x0, not -0x1|wide takes .*0x0.*, not -0x1"),
+        ("wide", -1, "wide takes 0 or more, not -1"),
         ("lit", 1, "lit takes true or false, not 1"),
         ("label", 7, "label takes text, not 7"),
         ("mode", "lazy", "mode takes fast or slow, not 'lazy'"),

@@ -126,8 +126,8 @@ def types(
 ) -> None:
     """List the types of VDEV there are.
 
-    With their properties, and how many more of each could be started now. If no server runs: what
-    the installed device models have.
+    With how many more of each could be started now, and their properties: LIVE ones may be set
+    while the VDEV is started. If no server runs: what the installed device models have.
     """
     try:
         client = connect(control)
@@ -145,15 +145,17 @@ def types(
         ("TYPE", "PARENT", "AVAILABLE", "WHAT IT IS"),
         [(t["type"], t["parent"], _available(t), t["doc"]) for t in found],
     )
-    rows = [
-        (kind["type"], one["name"], _range(one), "yes" if one["live"] else "no", one["doc"])
-        for kind in found
-        for one in kind["properties"]
-    ]
-    rows = sorted(set(rows))  # the parents of one model have the same
-    if rows:
+    having: dict[tuple[str, ...], dict[str, None]] = {}  # most types share most properties
+    for kind in found:
+        for one in kind["properties"]:
+            row = (one["name"], _range(one), "yes" if one["live"] else "no", one["doc"])
+            having.setdefault(row, {})[kind["type"]] = None
+    if having:
         typer.echo()
-        table(("TYPE", "PROPERTY", "VALUES", "LIVE", "WHAT IT IS"), rows)
+        table(
+            ("PROPERTY", "VALUES", "LIVE", "OF TYPES", "WHAT IT IS"),
+            [(*row[:3], ", ".join(kinds), row[3]) for row, kinds in having.items()],
+        )
 
 
 def parents(as_json: Json = False, control: Control = None) -> None:
@@ -172,7 +174,7 @@ def parents(as_json: Json = False, control: Control = None) -> None:
         [(p["name"], p["model"], _free(p["driver"]), ", ".join(p["types"])) for p in found],
     )
     rows = [
-        (parent["name"], one["name"], scalar("value", one["value"]), _range(one), one["doc"])
+        (parent["name"], one["name"], scalar("properties", one["value"]), _range(one), one["doc"])
         for parent in found
         for one in parent["properties"]
     ]
@@ -199,5 +201,5 @@ def _range(one: dict[str, Any]) -> str:
         return f"true, false (default {str(one['default']).lower()})"
     if one["kind"] == "str":
         return f"{', '.join(one['choices']) or 'text'} (default {one['default']!r})"
-    upper = "" if one["maximum"] is None else f" to {one['maximum']:#x}"
-    return f"{one['minimum']:#x}{upper} (default {one['default']:#x})"
+    upper = "or more" if one["maximum"] is None else f"to {one['maximum']}"
+    return f"{one['minimum']} {upper} (default {one['default']})"

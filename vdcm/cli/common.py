@@ -15,6 +15,7 @@ from rich.text import Text
 
 from vdcm.control import ControlClient
 from vdcm.definition import control_path
+from vdcm.properties import number
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Control = Annotated[
@@ -104,9 +105,11 @@ def outline(value: Any, indent: int = 0, within: str = "") -> list[str]:
 
 
 def scalar(key: str, value: object) -> str:
-    """Sizes, addresses and properties in hexadecimal, as one writes them."""
+    """Sizes and addresses in hexadecimal, properties also in decimal, as one writes them."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "none"}[value]
-    if key in ("size", "offset", "iova", "properties", "value") and isinstance(value, int):
+    if isinstance(value, int) and key in ("size", "offset", "iova", "value"):
         return f"{value:#x}"
+    if isinstance(value, int) and key == "properties":
+        return number(value)
     return str(value)

@@ -35,9 +35,12 @@ class ControlClient:
             owner = peer_uid(self._socket)
         except OSError as error:
             self._socket.close()
+            if isinstance(error, PermissionError):
+                remedy = "it is another user's: be that user, or root"
+            else:
+                remedy = "start one with vdcm serve, or name its socket with --control"
             raise ControlError(
-                f"no server answers on {path} ({error.strerror or error}): "
-                "start one with vdcm serve, or name its socket with --control"
+                f"no server answers on {path} ({error.strerror or error}): {remedy}"
             ) from error
         if os.geteuid() != 0 and owner not in (0, os.geteuid()):
             self._socket.close()

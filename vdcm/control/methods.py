@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from vdcm.errors import ResourceError, StateError, StoreError, TransportError, VdcmError
+from vdcm.errors import ResourceError, StateError, VdcmError
 from vdcm.manager import Manager
 from vdcm.properties import PropertyError
 
@@ -63,11 +63,8 @@ class Method:
             raise Refusal(WRONG_STATE, str(error), "vdcm list shows the states") from error
         except ResourceError as error:
             raise Refusal(NO_RESOURCES, str(error), "vdcm types shows what is free") from error
-        except (StoreError, TransportError) as error:  # their messages have the remedy
+        except VdcmError as error:  # the message has the remedy
             raise Refusal(REFUSED, str(error)) from error
-        except VdcmError as error:
-            remedy = "vdcm list and vdcm types show what there is"
-            raise Refusal(REFUSED, str(error), remedy) from error
         except Exception as error:
             log.exception("control method %s failed", name)
             raise Refusal(

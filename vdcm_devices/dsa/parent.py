@@ -20,18 +20,18 @@ from vdcm_devices.dsa.driver import DWQ, SHARE, DsaDriver, Geometry
 from vdcm_devices.dsa.vdev import DsaVdev, DynamicDsaVdev
 
 
+def _static(dwqs: int, swqs: int, doc: str) -> VdevType:
+    """A type whose ADIs are all there from the start."""
+    return VdevType(DsaVdev, {"dwqs": dwqs, "swqs": swqs}, {DWQ: dwqs, SHARE: swqs}, doc)
+
+
 class Dsa(Parent):
     """A software Data Streaming Accelerator: 8086:0b25, without a bus, with Scalable IOV."""
 
     types: ClassVar[Mapping[str, VdevType]] = {
-        "dsa-1dwq": VdevType(DsaVdev, {"dwqs": 1}, {DWQ: 1}, "One dedicated work queue."),
-        "dsa-1swq": VdevType(DsaVdev, {"swqs": 1}, {SHARE: 1}, "A share of a shared work queue."),
-        "dsa-2dwq-1swq": VdevType(
-            DsaVdev,
-            {"dwqs": 2, "swqs": 1},
-            {DWQ: 2, SHARE: 1},
-            "Two dedicated work queues and a share of a shared one.",
-        ),
+        "dsa-1dwq": _static(1, 0, "One dedicated work queue."),
+        "dsa-1swq": _static(0, 1, "A share of a shared work queue."),
+        "dsa-2dwq-1swq": _static(2, 1, "Two dedicated work queues and a share of a shared one."),
         "dsa-dynamic": VdevType(
             DynamicDsaVdev, doc="Work queues that the guest asks for, while there are."
         ),
