@@ -55,6 +55,11 @@ class Daemon:
         """Its exit code."""
         assert self._process is not None
         self._process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Its exit code, when it has ended by itself."""
+        assert self._process is not None
         return self._process.wait(DEADLINE)
 
     @property
@@ -115,5 +120,5 @@ def test_shutdown_ends_it(daemon: Daemon) -> None:
     daemon("define", definitions=[card(daemon, "a", auto=True)])
     daemon("start", name="a")
     assert daemon("shutdown") is True
-    assert daemon.end() == 0
+    assert daemon.wait() == 0
     assert list(daemon.folder.glob("*.sock")) == []
