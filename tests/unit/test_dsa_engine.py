@@ -258,7 +258,7 @@ def test_drain_ends_when_all_is_done(sweep: Sweep, device: Device) -> None:
 
 def test_shares_of_two_guests_do_not_meet(sweep: Sweep) -> None:
     """One shared WQ, the same guest PASID and the same addresses: each has its own memory."""
-    wq = lib.dsa_wq_new(16, 16)
+    wq = lib.dsa_wq_new(16, 16, 0)
     devices = [Device(sweep, wq) for _ in range(2)]
     tables = []
     for n, device in enumerate(devices):

@@ -76,7 +76,7 @@ def test_settings_out_of_range(machine: Machine, wrong: dict[str, int]) -> None:
 
 @pytest.mark.parametrize(("size", "threshold"), [(0, 0), (4, 0), (4, 5), (4097, 1)])
 def test_a_shared_wq_out_of_range(size: int, threshold: int) -> None:
-    assert lib.dsa_wq_new(size, threshold) == ffi.NULL
+    assert lib.dsa_wq_new(size, threshold, 0) == ffi.NULL
     assert ffi.errno == EINVAL
 
 
@@ -240,7 +240,7 @@ def test_all_portals_lead_to_the_queue(machine: Machine) -> None:
 
 @pytest.fixture
 def shared() -> Iterator[Any]:
-    wq = lib.dsa_wq_new(8, 5)
+    wq = lib.dsa_wq_new(8, 5, 0)
     yield wq
     lib.dsa_wq_free(wq)
 
@@ -266,6 +266,38 @@ def test_the_shares_of_a_wq_have_its_entries_in_common(shared: Any) -> None:
     one.close()
     assert lib.dsa_wq_occupancy(shared) == 0
     two.close()
+
+
+@pytest.mark.conformance("R2.6-1")
+def test_no_share_is_kept_out_by_the_others() -> None:
+    """Whatever is in the WQ and stays there, each share has the entries reserved for it."""
+    wq = lib.dsa_wq_new(8, 8, 2)
+    raw = with_pasid(noop())
+    greedy = Machine(wq)
+    for _ in range(2):
+        assert greedy.submit(*[raw] * 9) == [0] * 8 + [-EAGAIN], "alone it has all"
+        greedy.run()
+    shares = [Machine(wq) for _ in range(2)]
+    for _ in range(3):
+        assert greedy.submit(*[raw] * 5) == [0] * 4 + [-EAGAIN]
+        for share in shares:
+            assert share.submit(*[raw] * 3) == [0] * 2 + [-EAGAIN]
+        assert lib.dsa_wq_occupancy(wq) == 8
+        greedy.run()
+        assert shares[0].submit(*[raw] * 3) == [0] * 2 + [-EAGAIN]
+        shares[0].abort()
+        shares[1].run()
+    for share in shares:
+        share.close()
+    assert greedy.submit(*[raw] * 9) == [0] * 8 + [-EAGAIN]
+    late = Machine(wq)
+    assert late.submit(raw) == [-EAGAIN], "what was accepted before it came, stays"
+    greedy.abort()
+    assert late.submit(*[raw] * 3) == [0] * 3
+    for machine in (late, greedy):
+        machine.close()
+    assert lib.dsa_wq_occupancy(wq) == 0
+    lib.dsa_wq_free(wq)
 
 
 def with_pasid(raw: bytes, pasid: int = GUEST_PASID) -> bytes:

@@ -34,10 +34,10 @@ class Answer(IntEnum):
 
 class SharedWq:
     """What all shares of one shared work queue have in common: its ``size`` entries, of which
-    limited portals fill ``threshold`` at most."""
+    limited portals fill ``threshold`` at most, and each share has ``reserved`` to itself."""
 
-    def __init__(self, size: int, threshold: int) -> None:
-        self.native = lib.dsa_wq_new(size, threshold)
+    def __init__(self, size: int, threshold: int, reserved: int = 0) -> None:
+        self.native = lib.dsa_wq_new(size, threshold, reserved)
         if self.native == ffi.NULL:
             raise VdcmError(
                 f"a shared WQ of {size} entries, threshold {threshold}: {os.strerror(ffi.errno)}"

@@ -119,7 +119,9 @@ class DsaDriver(HostDriver):
         """The one with the fewest shares."""
         geometry = self.geometry
         if len(self._shared) < geometry.swqs and all(wq.shares for wq in self._shared):
-            self._shared.append(SharedWq(geometry.swq_size, geometry.swq_threshold))
+            # Half of the entries are for whoever comes first.
+            reserved = geometry.swq_size // (2 * geometry.shares)
+            self._shared.append(SharedWq(geometry.swq_size, geometry.swq_threshold, reserved))
         wq = min(self._shared, key=lambda wq: wq.shares)
         if wq.shares >= geometry.shares:
             raise ResourceError(f"{self.name}: all {geometry.shares} shares of each SWQ are in use")

@@ -81,7 +81,10 @@ struct dsa_operation {
 struct dsa_wq {
     uint32_t size;
     uint32_t threshold;
+    uint32_t reserved; /* entries for each queue */
+    _Atomic uint32_t queues;
     _Atomic uint32_t occupancy;
+    _Atomic int32_t common; /* of it, beyond what is reserved for the queue */
 };
 
 typedef struct {
@@ -102,6 +105,7 @@ struct dsa_queue {
     uint32_t capacity; /* a power of 2; 0: not configured */
     _Atomic uint32_t head;
     _Atomic uint32_t tail;
+    _Atomic uint32_t entries_held; /* of the shared WQ, also those about to be given back */
     atomic_flag lock;
     struct {
         uint8_t *page;
@@ -125,6 +129,13 @@ static inline void dsa_add(uint64_t *counter, uint64_t n)
 
     __atomic_store_n(counter, now + n, __ATOMIC_RELAXED);
 }
+
+/* ---- queue.c -------------------------------------------------------------------------------- */
+
+/* Of a shared WQ: `count` entries more are this queue's. False: then too few are left of what is
+ * reserved for others. dsa_let_go() in any case in the end. */
+bool dsa_hold(dsa_queue *q, uint32_t count);
+void dsa_let_go(dsa_queue *q, uint32_t count);
 
 /* ---- access.c -------------------------------------------------------------------------------- */
 

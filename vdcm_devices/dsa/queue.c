@@ -15,7 +15,7 @@ _Static_assert(sizeof(dsa_completion) == 32, "as the guest lays it out");
 _Static_assert(sizeof(((dsa_counters *)0)->bytes) == DSA_OPERATIONS * sizeof(uint64_t),
                "one for each operation");
 
-dsa_wq *dsa_wq_new(uint32_t size, uint32_t threshold)
+dsa_wq *dsa_wq_new(uint32_t size, uint32_t threshold, uint32_t reserved)
 {
     dsa_wq *wq;
 
@@ -27,6 +27,7 @@ dsa_wq *dsa_wq_new(uint32_t size, uint32_t threshold)
     if (wq != NULL) {
         wq->size = size;
         wq->threshold = threshold;
+        wq->reserved = reserved;
     }
     return wq;
 }
@@ -39,6 +40,39 @@ void dsa_wq_free(dsa_wq *wq)
 uint32_t dsa_wq_occupancy(const dsa_wq *wq)
 {
     return atomic_load_explicit(&wq->occupancy, memory_order_relaxed);
+}
+
+/* Of `held` entries of one queue. */
+static int32_t beyond_reserved(const dsa_wq *wq, uint32_t held)
+{
+    return held > wq->reserved ? (int32_t)(held - wq->reserved) : 0;
+}
+
+/*
+ * Two threads do this to one queue, one of them holds and one lets go. Each changes `common` by what
+ * its own change of `held` stands for, so that the sum is right whoever comes first; only for the
+ * moment in between it may be off, below 0 too, and a Retry come that need not.
+ */
+bool dsa_hold(dsa_queue *q, uint32_t count)
+{
+    dsa_wq *wq = q->wq;
+    uint32_t held = atomic_fetch_add_explicit(&q->entries_held, count, memory_order_relaxed);
+    int32_t more = beyond_reserved(wq, held + count) - beyond_reserved(wq, held);
+    uint64_t reserved = (uint64_t)wq->reserved *
+                        atomic_load_explicit(&wq->queues, memory_order_relaxed);
+    int32_t common = atomic_fetch_add_explicit(&wq->common, more, memory_order_relaxed);
+
+    return more == 0 || (int64_t)common + more + (int64_t)reserved <= (int64_t)wq->size;
+}
+
+void dsa_let_go(dsa_queue *q, uint32_t count)
+{
+    dsa_wq *wq = q->wq;
+    uint32_t held = atomic_fetch_sub_explicit(&q->entries_held, count, memory_order_relaxed);
+
+    atomic_fetch_sub_explicit(&wq->common,
+                              beyond_reserved(wq, held) - beyond_reserved(wq, held - count),
+                              memory_order_relaxed);
 }
 
 dsa_queue *dsa_queue_new(dsa_wq *wq, uintptr_t services)
@@ -55,6 +89,9 @@ dsa_queue *dsa_queue_new(dsa_wq *wq, uintptr_t services)
         q->wq = wq;
         q->services = table;
         atomic_flag_clear(&q->lock);
+        if (wq != NULL) {
+            atomic_fetch_add_explicit(&wq->queues, 1, memory_order_relaxed);
+        }
     }
     return q;
 }
@@ -73,6 +110,7 @@ static uint32_t drop(dsa_queue *q)
     atomic_fetch_add_explicit(&q->head, count, memory_order_release);
     if (q->wq != NULL) {
         atomic_fetch_sub_explicit(&q->wq->occupancy, count, memory_order_release);
+        dsa_let_go(q, count);
     }
     return count;
 }
@@ -81,6 +119,9 @@ void dsa_queue_free(dsa_queue *q)
 {
     if (q != NULL) {
         drop(q);
+        if (q->wq != NULL) {
+            atomic_fetch_sub_explicit(&q->wq->queues, 1, memory_order_relaxed);
+        }
         free(q->entries);
         free(q);
     }
@@ -156,7 +197,7 @@ static bool take_entry(dsa_queue *q, uint32_t portal)
         return dsa_queue_occupancy(q) < q->settings.size;
     }
     limit = portal % 2 != 0 ? q->wq->threshold : q->wq->size;
-    now = atomic_load_explicit(&q->wq->occupancy, memory_order_relaxed);
+    now = dsa_hold(q, 1) ? atomic_load_explicit(&q->wq->occupancy, memory_order_relaxed) : limit;
     while (now < limit) {
         /* Pairs with the release of whoever gave the entry back: its FIFO slot has been read. */
         if (atomic_compare_exchange_weak_explicit(&q->wq->occupancy, &now, now + 1,
@@ -164,6 +205,7 @@ static bool take_entry(dsa_queue *q, uint32_t portal)
             return true;
         }
     }
+    dsa_let_go(q, 1);
     return false;
 }
 
@@ -274,6 +316,7 @@ static bool next(dsa_queue *q)
     atomic_store_explicit(&q->head, head + 1, memory_order_release);
     if (q->wq != NULL) {
         atomic_fetch_sub_explicit(&q->wq->occupancy, 1, memory_order_release);
+        dsa_let_go(q, 1);
     }
     return true;
 }

@@ -29,8 +29,10 @@ enum {
 
 /* ---- a shared WQ: what the shares of all ADIs have in common --------------------------------- */
 
-/* NULL with errno EINVAL unless 1 <= threshold <= size <= DSA_MAX_SIZE, or ENOMEM. */
-dsa_wq *dsa_wq_new(uint32_t size, uint32_t threshold);
+/* NULL with errno EINVAL unless 1 <= threshold <= size <= DSA_MAX_SIZE, or ENOMEM. Each share finds
+ * `reserved` entries free of others' descriptors, however many those have and however slow they
+ * are; at most size / shares make sense. */
+dsa_wq *dsa_wq_new(uint32_t size, uint32_t threshold, uint32_t reserved);
 /* Its queues must have been freed. */
 void dsa_wq_free(dsa_wq *wq);
 /* Descriptors in the WQ, of all ADIs; one that is being executed has left it. */

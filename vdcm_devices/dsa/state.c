@@ -132,6 +132,7 @@ static bool reserve(dsa_queue *q, uint32_t count)
     while (now <= q->wq->size && count <= q->wq->size - now) {
         if (atomic_compare_exchange_weak_explicit(&q->wq->occupancy, &now, now + count,
                                                   memory_order_acquire, memory_order_relaxed)) {
+            (void)dsa_hold(q, count); /* it has them, whatever its share is now */
             return true;
         }
     }
