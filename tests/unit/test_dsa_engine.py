@@ -135,6 +135,18 @@ def test_a_move_of_1_mib(sweep: Sweep, device: Device) -> None:
     assert device.destination[:] == device.source[:]
 
 
+def test_memory_that_was_cut_short_costs_its_own_time(sweep: Sweep, device: Device) -> None:
+    """A signal for each descriptor takes long; others must not wait for a thousand of them."""
+    os.ftruncate(device.guest.fds[SOURCE], 0)
+    for n in range(64):
+        device.submit(move(n, size=64))
+    sweep.step(10**12)
+    left = lib.dsa_queue_occupancy(device.native)
+    assert 64 - 8 <= left < 64
+    run(sweep, device)
+    assert {device.guest.completion(n).status for n in range(64)} == {lib.DSA_STATUS_PAGE_FAULT}
+
+
 @pytest.mark.parametrize("range_", [SOURCE, DESTINATION])
 def test_an_unmap_in_the_middle_stops_it_there(sweep: Sweep, device: Device, range_: int) -> None:
     device.submit(move())

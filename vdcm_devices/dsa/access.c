@@ -14,6 +14,14 @@ void dsa_leave(dsa_queue *q)
     q->held = 0;
 }
 
+static int guarded(dsa_queue *q, int (*body)(void *), void *argument)
+{
+    int result = q->services->guarded(q->worker, body, argument);
+
+    q->cuts += result < 0;
+    return result;
+}
+
 int dsa_fault(dsa_work *w, uint64_t address, bool write, uint8_t operand)
 {
     w->fault_address = address;
@@ -104,7 +112,7 @@ int dsa_touch(dsa_queue *q, dsa_work *w, dsa_job *job, int (*body)(void *), int 
     const dsa_operand *o;
     unsigned i;
 
-    *result = q->services->guarded(q->worker, body, job);
+    *result = guarded(q, body, job);
     if (*result >= 0) {
         return DSA_MORE;
     }
@@ -113,7 +121,7 @@ int dsa_touch(dsa_queue *q, dsa_work *w, dsa_job *job, int (*body)(void *), int 
         return DSA_MORE;
     }
     for (i = 0; i + 1 < job->count; i++) {
-        if (q->services->guarded(q->worker, probe, job->operands[i].memory) < 0) {
+        if (guarded(q, probe, job->operands[i].memory) < 0) {
             break;
         }
     }
@@ -156,7 +164,7 @@ static uint32_t transfer(dsa_queue *q, dsa_work *w, uint32_t pasid, uint8_t oper
         c.length = (uint32_t)here;
         c.to = write ? memory : mine;
         c.from = write ? mine : memory;
-        if (q->services->guarded(q->worker, copy, &c) < 0) {
+        if (guarded(q, copy, &c) < 0) {
             dsa_fault(w, address + done, write, operand);
             break;
         }
@@ -224,5 +232,5 @@ bool dsa_write_record(dsa_queue *q, const dsa_work *w, const dsa_completion *rec
         return false;
     }
     s.to = (uint64_t *)q->record;
-    return q->services->guarded(q->worker, store, &s) >= 0;
+    return guarded(q, store, &s) >= 0;
 }

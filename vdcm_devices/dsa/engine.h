@@ -18,6 +18,7 @@ enum {
     DSA_MORE = 0,      /* not finished */
     DSA_CHUNK = 128 << 10, /* bytes of an operation that are done in one go */
     DSA_OVERHEAD = 64,     /* units that a descriptor costs apart from its bytes */
+    DSA_CUT = 16 << 10,    /* units that a touch of memory costs that was cut short: a signal's time */
     DSA_PREFETCH = 16,     /* descriptors of a batch that are read in one go */
     DSA_PAGE = 4096        /* no mapping of guest memory is finer */
 };
@@ -115,6 +116,7 @@ struct dsa_queue {
     /* The engine. `worker` and `record` are valid while it is called. */
     vdcm_worker *worker;
     uint64_t held;        /* units since leave() */
+    uint64_t cuts;        /* touches of memory that was cut short, to be counted as work */
     uint8_t *record;      /* completion record of `work`, reached since leave() */
     bool busy;            /* `work` is being executed */
     dsa_work work;

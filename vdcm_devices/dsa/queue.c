@@ -343,6 +343,15 @@ static uint64_t advance(dsa_queue *q, uint64_t limit)
     return units;
 }
 
+/* What it did besides, that takes time and moves nothing. */
+static uint64_t cost_of_cuts(dsa_queue *q)
+{
+    uint64_t units = q->cuts * DSA_CUT;
+
+    q->cuts = 0;
+    return units;
+}
+
 static uint64_t run(void *queue, vdcm_worker *worker, uint64_t budget)
 {
     dsa_queue *q = queue;
@@ -356,14 +365,14 @@ static uint64_t run(void *queue, vdcm_worker *worker, uint64_t budget)
         uint64_t did;
 
         if (!q->busy && q->batch.active && !dsa_batch_next(q)) {
-            units += DSA_OVERHEAD;
+            units += DSA_OVERHEAD + cost_of_cuts(q);
             continue;
         }
         if (!q->busy && !next(q)) {
             break;
         }
         limit = limit < DSA_PAGE ? DSA_PAGE : limit > DSA_CHUNK ? DSA_CHUNK : limit;
-        did = advance(q, limit);
+        did = advance(q, limit) + cost_of_cuts(q);
         /* A try that found memory gone does nothing, but is not for nothing. */
         units += did != 0 ? did : 1;
         q->held += did;
