@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.guest import idxd
 from tests.guest.lab import MODULES, Lab, root_port
 from tests.guest.machine import Machine, vfio_user
 from tests.guest.server import Server
@@ -55,6 +56,31 @@ def lab(
     started += [server, machine]
     with server, machine:
         yield Lab(server, machine)
+    started.remove(machine)
+    started.remove(server)
+
+
+@pytest.fixture(scope="session")
+def idxd_lab(
+    environment: Environment,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+) -> Iterator[idxd.IdxdLab]:
+    folder = tmp_path_factory.mktemp("idxd")
+    started = request.config.stash.setdefault(_STARTED, [])
+    vdevs = {"dsa0": {"type": "dsa-2dwq-1swq"}, "dsa1": {"type": "dsa-1dwq"}}
+    server = Server(folder, vdevs)
+    machine = Machine(
+        environment,
+        log_dir=folder,
+        cpus=4,
+        modules=idxd.MODULES,
+        files=idxd.movdir64b(environment, folder),
+        devices=[argument for name in vdevs for argument in vfio_user(server.socket(name))],
+    )
+    started += [server, machine]
+    with server, machine:
+        yield idxd.IdxdLab(server, machine)
     started.remove(machine)
     started.remove(server)
 

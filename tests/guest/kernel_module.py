@@ -1,0 +1,28 @@
+"""Kernel modules of ours, built for the guest against the distribution's kernel headers."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from vdcm.environment import Environment
+from vdcm.errors import PrerequisiteError
+
+
+def build_module(environment: Environment, source: Path, folder: Path) -> Path:
+    """The module of ``source``, a folder with a Makefile for the kernel's build; its ``.ko`` has
+    the folder's name. Built in ``folder``, so that the source stays as it is.
+
+    Raises PrerequisiteError with the compiler's output if that fails.
+    """
+    build = folder / source.name
+    shutil.copytree(source, build)
+    command = ["make", "-C", str(environment.headers), f"M={build}", "modules"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise PrerequisiteError(
+            f"{source} does not compile against {environment.headers} (ci/bootstrap --update "
+            f"brings its compiler):\n{done.stdout}{done.stderr}"
+        )
+    return build / f"{source.name}.ko"
