@@ -64,12 +64,18 @@ async def serve_until_stopped(manager: Manager, ready: Callable[[], None] = lamb
     """Serve all VDEVs of ``manager``, call ``ready``, and return the exit code 0 when told to stop.
 
     SIGTERM, SIGINT and ``manager.stopping`` stop it; all VDEVs are closed then, as they are when
-    one cannot be served (``Manager.start_all``). A second signal has its default effect.
+    one cannot be served (``Manager.start_all``). A second signal of these has its default effect.
     """
     loop = asyncio.get_running_loop()
     signals = (signal.SIGTERM, signal.SIGINT)
+
+    def told() -> None:
+        manager.stopping.set()
+        for number in signals:
+            loop.remove_signal_handler(number)
+
     for number in signals:
-        loop.add_signal_handler(number, manager.stopping.set)
+        loop.add_signal_handler(number, told)  # until the loop is closed: closing is not cut short
     gc.freeze()  # what is there now stays: no collection has to look at it while guests wait
     try:
         await manager.start_all()
@@ -81,8 +87,6 @@ async def serve_until_stopped(manager: Manager, ready: Callable[[], None] = lamb
         return 0
     finally:
         gc.unfreeze()
-        for number in signals:
-            loop.remove_signal_handler(number)
         manager.close()
 
 

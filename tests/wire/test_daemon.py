@@ -116,6 +116,17 @@ def test_garbage_in_the_state_folder_is_named(daemon: Daemon) -> None:
     assert f"{file}: this definition is left out: it is not JSON" in daemon.said
 
 
+def test_a_signal_does_not_cut_a_shutdown_short(daemon: Daemon) -> None:
+    """A service manager's stop command is followed by SIGTERM."""
+    wanted = [card(daemon, f"v{i}", auto=True) for i in range(50)]
+    daemon("define", definitions=wanted)
+    for i in range(50):
+        daemon("start", name=f"v{i}")
+    daemon("shutdown")
+    assert daemon.end(signal.SIGTERM) == 0
+    assert list(daemon.folder.glob("*.sock")) == []
+
+
 def test_shutdown_ends_it(daemon: Daemon) -> None:
     daemon("define", definitions=[card(daemon, "a", auto=True)])
     daemon("start", name="a")

@@ -230,7 +230,7 @@ def test_io_bar(client: Client, vdev: Everything) -> None:
             st.integers(DIRECT - 16, STATUS - 1),
             st.sampled_from([1, 2, 4, 8]),
             st.integers(0, (1 << 64) - 1),
-        ),
+        ).filter(lambda access: access[0] + access[1] <= STATUS + 4),  # what follows sets STATUS
         max_size=8,
     )
 )
@@ -247,9 +247,7 @@ def test_shared_pages_are_bytes(client: Client, accesses: list[tuple[int, int, i
         expected = [
             model[max(offset + i - DIRECT, 0)] if offset + i >= DIRECT else 0 for i in range(width)
         ]
-        if offset + width <= STATUS + 4:
-            assert bar0(client, offset, width) == int.from_bytes(expected, "little")
-    put(client, STATUS + 4, 0)
+        assert bar0(client, offset, width) == int.from_bytes(expected, "little")
 
 
 # Interrupts
@@ -724,4 +722,4 @@ def test_a_deferred_write_is_answered_with_retry(
     assert [refused(client, ACTION) for _ in range(2)] == [errno.EAGAIN, errno.EAGAIN]
     put(client, ACTION, 1)
     assert len(taken) == 3
-    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+    assert not [record for record in caplog.records if record.levelname != "INFO"]

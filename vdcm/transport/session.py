@@ -42,9 +42,10 @@ SMALLEST_RAM: Final = 1 << 20
 
 def _failed(_kind: type, error: BaseException, traceback: TracebackType) -> int:
     """The one guard between C and Python: an exception becomes a log line and an errno."""
-    if isinstance(error, DeferredError):
-        return errno.EAGAIN  # an answer like any other, so there is nothing to say about it
     session: Session = ffi.from_handle(traceback.tb_frame.f_locals["owner"])
+    if isinstance(error, DeferredError):
+        session.deferred = True  # an answer like any other, so there is nothing to say about it
+        return errno.EAGAIN
     if isinstance(error, VdcmError):
         session.complain(logging.ERROR, "%s", error)
     elif isinstance(error, Exception):
@@ -108,6 +109,9 @@ def vdcm_on_irqs(owner: Any, kind: int, action: int, start: int, count: int) -> 
 @_callback
 def vdcm_on_log(owner: Any, level: int, message: Any) -> int:
     session: Session = ffi.from_handle(owner)
+    if session.deferred:  # all that fails here: libvfio-user says so of every error
+        session.deferred = False
+        return 0
     # syslog levels: 3 is an error. What a client got wrong is its problem: a warning of ours.
     text = ffi.string(message).decode(errors="replace").strip()
     session.complain(logging.WARNING if level <= 4 else logging.DEBUG, "libvfio-user: %s", text)
@@ -130,6 +134,8 @@ class Session:
     ) -> None:
         self.device: Final = endpoint.device
         self.interrupted: BaseException | None = None
+        self.deferred = False
+        """The last access was deferred, and libvfio-user has yet to speak of it."""
         self.warned_not_shared = False
         self.messages = 0
         self._endpoint = endpoint
