@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.guest import idxd
+from tests.guest import copies, idxd
 from tests.guest.lab import MODULES, Lab, root_port
 from tests.guest.machine import Machine, vfio_user
 from tests.guest.server import Server
@@ -75,7 +75,7 @@ def idxd_lab(
         log_dir=folder,
         cpus=4,
         modules=idxd.MODULES,
-        files=idxd.movdir64b(environment, folder),
+        files={**idxd.movdir64b(environment, folder), **copies.dmacopy(environment, folder)},
         devices=[argument for name in vdevs for argument in vfio_user(server.socket(name))],
     )
     started += [server, machine]

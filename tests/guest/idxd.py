@@ -27,7 +27,6 @@ KERNEL_WQ: Mapping[str, str | int] = {
     "priority": 10,
     "type": "kernel",
     "name": "copies",
-    "driver_name": "dmaengine",
 }
 
 
@@ -105,6 +104,10 @@ class IdxdDevice:
         settings = {**KERNEL_WQ, **attributes}
         for attribute, value in settings.items():
             self.set(f"{name}/{attribute}", value)
+        # Linux 6.8 and later; those before go by the type.
+        self.machine.check(
+            f"cd {DEVICES}/{name}; if [ -e driver_name ]; then echo dmaengine >driver_name; fi"
+        )
         self.set(f"{self.part('engine', engine)}/group_id", settings["group_id"])
         return name
 

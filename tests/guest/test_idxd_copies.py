@@ -1,0 +1,125 @@
+"""Copies by the kernel's dmaengine through Linux's own idxd: none lost, none wrong.
+
+VDCM_SOAK in the environment (``ci/test --soak``) asks for the long run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.guest import idxd
+from tests.guest.copies import copy, insmod
+from tests.guest.machine import Machine
+
+SOAK = "VDCM_SOAK" in os.environ
+COPIES = 100_000 if SOAK else 8_000
+THREADS = 16
+ENTRIES = 32
+OCCUPIED = ENTRIES - 1  # a thread that has to wait for idxd's entry 0 takes it and forgets it
+
+
+@pytest.fixture(scope="module")
+def machine(idxd_lab: idxd.IdxdLab) -> Iterator[Machine]:
+    """The shared guest with ``wq0.0``, ``wq0.1`` and ``wq1.0`` enabled for dmaengine."""
+    machine = idxd_lab.machine
+    idxd.load(machine)
+    devices = [idxd.IdxdDevice(machine, 0), idxd.IdxdDevice(machine, 1)]
+    for device, wqs in zip(devices, (2, 1), strict=True):
+        for number in range(wqs):
+            device.configure(number, engine=number, group_id=number, size=ENTRIES)
+        device.enable()
+        for number in range(wqs):
+            device.enable_wq(number)
+    yield machine
+    for device in devices:
+        device.disable()
+    idxd.unload(machine)
+
+
+def completions(machine: Machine) -> int:
+    """Interrupts of all work queues on all CPUs."""
+    lines = machine.check("cat /proc/interrupts").splitlines()
+    counted = [re.findall(r"\d+", line.split("PCI")[0])[1:] for line in lines if "portal" in line]
+    assert counted, "\n".join(lines)
+    return sum(int(count) for counts in counted for count in counts)
+
+
+@pytest.mark.timeout(900 if SOAK else 120)
+def test_many_threads(machine: Machine) -> None:
+    """The completions are interrupts: an idxd of that API has no other way to tell."""
+    before = completions(machine)
+    counts = copy(machine, threads=THREADS, copies=COPIES, max_size=16384, limit=600.0)
+    print(counts)
+    assert counts.flawless(COPIES)
+    assert completions(machine) > before
+
+
+def test_looking_for_completions_all_the_time(machine: Machine) -> None:
+    counts = copy(machine, threads=THREADS, copies=COPIES // 8, max_size=16384, polled=1)
+    assert counts.flawless(COPIES // 8)
+
+
+def test_a_full_work_queue(machine: Machine) -> None:
+    counts = copy(machine, depth=OCCUPIED, copies=COPIES // 4, max_size=4096)
+    assert counts.flawless(COPIES // 4)
+
+
+def test_work_queues_of_two_devices_at_once(machine: Machine) -> None:
+    counts = copy(machine, threads=12, channels=3, copies=COPIES // 4, max_size=16384, seed=2)
+    assert counts.flawless(COPIES // 4)
+    taken = re.findall(r"dmacopy: (\S+) of (\S+)", machine.check("dmesg"))[-3:]
+    assert len({channel for channel, _ in taken}) == 3
+    assert len({device for _, device in taken}) == 2
+
+
+def test_up_to_the_largest_transfer_and_not_beyond(machine: Machine) -> None:
+    largest = int(idxd.read(machine, "dsa0/wq0.0/max_transfer_size"))
+    assert largest == 2 << 20
+    assert copy(machine, copies=100, threads=4, max_size=largest).flawless(100)
+    assert copy(machine, copies=8, min_size=largest, max_size=largest).flawless(8)
+    beyond = copy(machine, copies=8, min_size=largest + 1, max_size=largest + 1)
+    assert (beyond.done, beyond.failed) == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [(1, "wrong"), (2, "wrong"), (3, "wrong"), (4, "stray"), (5, "stray"), (6, "lost")],
+)
+def test_what_is_spoiled_is_found(machine: Machine, fault: int, found: str) -> None:
+    """Or else the other tests would say nothing."""
+    counts = copy(machine, fault=fault, copies=4, timeout=1)
+    assert not counts.flawless(4)
+    flaws = {name for name in ("wrong", "stray", "lost") if getattr(counts, name)}
+    assert flaws == {found}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "why"),
+    [
+        ({"device": "none"}, "No such device"),
+        ({"channels": 4, "threads": 4}, "No such device"),  # the guest has three
+        ({"threads": 257}, "Invalid argument"),
+        ({"max_size": 1 << 22}, "Invalid argument"),
+    ],
+)
+def test_without_a_run_the_module_does_not_stay(
+    machine: Machine, parameters: dict[str, int | str], why: str
+) -> None:
+    assert why in machine.run(insmod(parameters)).output
+    assert copy(machine, copies=1).flawless(1)
+
+
+def test_a_run_can_be_killed(machine: Machine) -> None:
+    endless = insmod({"copies": 4_000_000_000, "threads": THREADS})
+    machine.check(f"""
+        {endless} & process=$!
+        until grep -q ^dmacopy /proc/modules; do usleep 10000; done
+        kill -9 $process
+        wait $process
+        ! grep dmacopy /proc/modules
+    """)
+    assert copy(machine, copies=100).flawless(100)
