@@ -143,14 +143,17 @@ static void *sweep(void *argument)
     uint64_t this_nap = FIRST_NAP_NS;
     bool new_round = true;
 
-    while (!atomic_load_explicit(&s->stopping, memory_order_relaxed)) {
-        unsigned word = atomic_load(&s->wake); /* before the looks that a nap relies on */
+    for (;;) {
+        unsigned word = atomic_load(&s->wake); /* before all that a nap relies on */
         uint64_t now = now_ns();
         uint64_t wait;
         uint64_t done;
         bool round; /* all have been looked at */
         bool doorbells;
 
+        if (atomic_load(&s->stopping)) {
+            return NULL;
+        }
         while (atomic_load_explicit(&s->waiters, memory_order_relaxed) != 0) {
             sched_yield();
         }
@@ -199,7 +202,6 @@ static void *sweep(void *argument)
             woke = 0;
         }
     }
-    return NULL;
 }
 
 vdcm_sweep *vdcm_sweep_new_stepped(void)

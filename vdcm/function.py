@@ -7,12 +7,11 @@ only software that writes it. Sections are those of Intel Scalable IOV (337679-0
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from vdcm.errors import DeclarationError, StateError
 from vdcm.pci import (
-    BarLayout,
     Capability,
     Command,
     ConfigEvents,
@@ -31,8 +30,7 @@ class ParentFunction:
     """The physical function of the parent ``name``, with its ADIs' capabilities.
 
     ``capabilities`` has a ``ScalableIov`` (2.8) and a ``Pasid`` (2.2), and what else the parent
-    has: ``Ats``, ``Pri``, ``MsiX``. ``on_reset`` is called at a function-level reset, which leaves
-    no ADI configured (2.7). Raises DeclarationError for what cannot be composed.
+    has: ``Ats``, ``Pri``. Raises DeclarationError for what cannot be composed.
     """
 
     def __init__(
@@ -40,16 +38,12 @@ class ParentFunction:
         name: str,
         identity: Identity,
         capabilities: Sequence[Capability],
-        *,
-        bars: Sequence[BarLayout] = (),
-        on_reset: Callable[[], None] | None = None,
     ) -> None:
         self.name: Final = name
         self.config: Final = ConfigSpace(
             identity,
-            bars=bars,
             capabilities=[PowerManagement(), PciExpress(), *capabilities],
-            owner=_Events(name, on_reset),
+            owner=_Events(name),
         )
         siov, pasid = self.config.find(ScalableIov), self.config.find(Pasid)
         if siov is None or pasid is None:
@@ -59,14 +53,17 @@ class ParentFunction:
         self.siov: Final = siov
         self.pasid: Final = pasid
 
-    def enable_pasid(self) -> None:
-        """Set PASID Enable, which has to precede the first ADI (2.2).
+    def enable(self) -> None:
+        """Set PASID Enable, which has to precede the first ADI (2.2), then Memory Space Enable and
+        Bus Master Enable. From now on System Page Size stays as it is (2.8).
 
         Raises StateError if ATS is enabled already: PASID Enable cannot change then.
         """
         self.config.space.write(self.pasid.offset + 0x6, 2, 1)
         if not self.pasid.enabled:
             raise StateError(f"{self.name}: PASID cannot be enabled after ATS: disable ATS first")
+        command = self.config.header.command | Command.MEMORY | Command.BUS_MASTER
+        self.config.space.write(0x4, 2, command)
 
     @property
     def pasid_enabled(self) -> bool:
@@ -74,13 +71,7 @@ class ParentFunction:
 
     @property
     def memory_enabled(self) -> bool:
-        """Memory Space Enable: from now on System Page Size stays as it is."""
         return Command.MEMORY in self.config.header.command
-
-    def enable_memory(self) -> None:
-        """Set Memory Space Enable and Bus Master Enable, as a driver does when it has set up."""
-        command = self.config.header.command | Command.MEMORY | Command.BUS_MASTER
-        self.config.space.write(0x4, 2, command)
 
     @property
     def ims_supported(self) -> bool:
@@ -93,18 +84,13 @@ class ParentFunction:
         return self.siov.system_page_size
 
     def reset(self) -> None:
-        """Function-level reset, as by Initiate Function Level Reset."""
+        """Function-level reset, as by Initiate Function Level Reset: nothing is enabled then."""
         self.config.function_level_reset()
 
 
 class _Events(ConfigEvents):
-    def __init__(self, name: str, on_reset: Callable[[], None] | None) -> None:
+    def __init__(self, name: str) -> None:
         self._name = name
-        self._on_reset = on_reset
 
     def on_refused(self, reason: str) -> None:
         log.warning("%s: refused: %s", self._name, reason)
-
-    def on_function_level_reset(self) -> None:
-        if self._on_reset is not None:
-            self._on_reset()

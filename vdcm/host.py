@@ -79,8 +79,7 @@ class HostDriver:
         self._workers = workers
         self._sweeps: list[Sweep] = []
         self._channels: set[str] = set()
-        # Before an ADI can be enabled, the PASID capability has to be (2.2).
-        function.enable_pasid()
+        function.enable()
 
     # Scalable IOV capability reporting; types, numbers, requirements; generations.
 
@@ -243,7 +242,7 @@ class HostDriver:
         for adi in self.adis.values():
             self.reset(adi)
         self.function.reset()
-        self.function.enable_pasid()
+        self.function.enable()
 
     # PASIDs.
 

@@ -25,7 +25,6 @@ CARDS: dict[str, dict[str, Any]] = {
     "gpio0": {"type": "pcie-idio-16", "inputs": 0x00FF},
     "gpio1": {"type": "pcie-idio-16", "inputs": 0xFF00},
 }
-TWO_CARDS = f"test $(lspci -n -d {CARD} | wc -l) = 2"
 
 
 def load(machine: Machine) -> Gpio:

@@ -5,7 +5,6 @@ engine, in Python. Times and threads are not in it; what the guest sees of its d
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -260,7 +259,3 @@ class Machine:
 
     def restore(self, state: bytes) -> int:
         return int(lib.dsa_queue_restore(self.queue, state, len(state)))
-
-
-def batch_list(descriptors: Sequence[bytes]) -> bytes:
-    return b"".join(descriptors)

@@ -126,13 +126,14 @@ def test_adis_of_a_spare_parent(dsa: Dsa) -> None:
     small.close()
 
 
-def test_generations_look_alike(dsa: Dsa) -> None:
-    dsa.driver.set_generation("1.0")
-    vdev = create(dsa, "dsa-1dwq")
+def test_a_parent_can_pass_for_the_first_generation() -> None:
+    old = build(Dsa, "old", {"generation": "1.0"})
+    vdev = create(old, "dsa-1dwq")
     assert bar0(vdev).read(0, 4) == 0x100
     assert not bar0(vdev).read(0x20, 8) >> 54 & 1
     enable(vdev, {0: 1})
     vdev.close()
+    old.close()
 
 
 def test_shares_of_a_vdev_are_divided_by_priority(dsa: Dsa) -> None:

@@ -8,15 +8,14 @@ import pytest
 
 from vdcm.errors import DeclarationError, StateError
 from vdcm.function import ParentFunction
-from vdcm.pci import Ats, BarKind, BarLayout, Capability, Identity, Pasid, Pri, ScalableIov
+from vdcm.pci import Ats, Capability, Identity, Pasid, Pri, ScalableIov
 
 IDENTITY = Identity(0x8086, 0x0B25, 0x088000)
-BAR = BarLayout(2, 1 << 20, BarKind.MEMORY64_PREFETCHABLE)
 
 
 def function(*capabilities: Capability, ims: bool = True) -> ParentFunction:
     siov = ScalableIov(page_sizes=3, ims=ims)
-    return ParentFunction("dsa0", IDENTITY, [siov, Pasid(), *capabilities], bars=[BAR])
+    return ParentFunction("dsa0", IDENTITY, [siov, Pasid(), *capabilities])
 
 
 def test_nothing_is_enabled_at_first() -> None:
@@ -31,10 +30,9 @@ def test_nothing_is_enabled_at_first() -> None:
 @pytest.mark.conformance("R2.2-3", "R2.8-3")
 def test_pasid_and_memory_are_enabled_where_software_would() -> None:
     parent = function(Ats(), Pri(16))
-    parent.enable_pasid()
+    parent.enable()
     assert parent.pasid_enabled
     assert parent.config.space.read(parent.pasid.offset + 6, 2) == 1
-    parent.enable_memory()
     assert parent.memory_enabled
     assert parent.config.space.read(0x4, 2) == 0x6
 
@@ -44,7 +42,7 @@ def test_pasid_cannot_be_enabled_after_ats() -> None:
     parent = function(ats)
     parent.config.space.write(ats.offset + 6, 2, 0x8000)
     with pytest.raises(StateError, match="dsa0: PASID cannot be enabled after ATS"):
-        parent.enable_pasid()
+        parent.enable()
 
 
 @pytest.mark.conformance("R2.8-16", "R2.8-17")
@@ -54,7 +52,7 @@ def test_system_page_size_is_what_was_written_before_memory_space(
     parent = function()
     parent.config.space.write(parent.siov.offset + 0x10, 4, 2)
     assert parent.system_page_size == 8192
-    parent.enable_memory()
+    parent.enable()
     with caplog.at_level(logging.WARNING, "vdcm.function"):
         parent.config.space.write(parent.siov.offset + 0x10, 4, 1)
     assert parent.system_page_size == 8192
@@ -62,15 +60,10 @@ def test_system_page_size_is_what_was_written_before_memory_space(
 
 
 @pytest.mark.conformance("R2.7-10")
-def test_function_level_reset_is_told_and_disables_everything() -> None:
-    heard: list[str] = []
-    parent = ParentFunction(
-        "dsa0", IDENTITY, [ScalableIov(), Pasid()], on_reset=lambda: heard.append("reset")
-    )
-    parent.enable_pasid()
-    parent.enable_memory()
+def test_function_level_reset_disables_everything() -> None:
+    parent = function()
+    parent.enable()
     parent.reset()
-    assert heard == ["reset"]
     assert not parent.pasid_enabled
     assert not parent.memory_enabled
 

@@ -250,6 +250,7 @@ def test_reset_of_the_function_leaves_no_adi_configured(
     adis = [enabled(driver, memory) for _ in range(3)]
     driver.reset_function()
     assert {adi.state for adi in adis} == {AdiState.ALLOCATED}
+    assert driver.function.pasid_enabled and driver.function.memory_enabled
     driver.enable(adis[0])
 
 

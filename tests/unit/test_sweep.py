@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -412,3 +414,20 @@ def test_threads_and_descriptors_go_with_the_sweep() -> None:
     for _ in range(80):  # more than there can be readers at a time
         Sweep().close()
     assert (held(), len(os.listdir("/proc/self/task"))) == (before, tasks)  # noqa: PTH208
+
+
+ENDING = """
+import random, time
+from vdcm.sweep import Sweep
+for _ in range(20_000):
+    sweep = Sweep()
+    end = time.perf_counter_ns() + random.randrange(20_000, 140_000)
+    while time.perf_counter_ns() < end:
+        pass
+    sweep.close()
+"""
+
+
+def test_a_sweep_ends_whenever_it_is_told() -> None:
+    """Around the time of its first nap. In another process: nothing ends one that waits in C."""
+    subprocess.run([sys.executable, "-c", ENDING], timeout=100, check=True)

@@ -62,13 +62,6 @@ class Server:
         """A client; it waits for the server to have noticed that the one before has gone."""
         return retry_while_busy(lambda: Client(self.paths[index], **arguments))
 
-    def wait_for_log(self, text: str) -> None:
-        deadline = time.monotonic() + STOP_TIME
-        while text not in self.log:
-            if time.monotonic() > deadline:
-                pytest.fail(f"the server never logged {text!r}")
-            time.sleep(0.02)
-
     def kill(self) -> None:
         """SIGKILL: nothing is cleaned up."""
         self.process.kill()

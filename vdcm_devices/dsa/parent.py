@@ -55,6 +55,12 @@ class Dsa(Parent):
         2048, minimum=1, maximum=65536, live=False, doc="Interrupt messages of all ADIs together."
     )
     workers = Property(1, minimum=1, maximum=64, live=False, doc="Threads that do the work.")
+    generation = Property(
+        DsaDriver.generations[0],
+        choices=DsaDriver.generations,
+        live=False,
+        doc="Version of the DSA that its VDEVs pass for.",
+    )
 
     driver: HostDriver
 
@@ -81,3 +87,4 @@ class Dsa(Parent):
             messages=self.ims,
             workers=self.workers,
         )
+        self.driver.set_generation(self.generation)
