@@ -43,16 +43,17 @@ def show_work(server: Server, say: Say, expect: Expect) -> None:
             if pasid:  # who names it may use interrupt 1
                 dsa.write(MSIX_PERMISSIONS + 8, pasid << 12 | 1 << 3)
             source, target = dsa.memory.put(data, 4096), dsa.memory.take(SIZE, 4096)
-            begin = time.perf_counter()
-            move = dsa.run(
-                0,
-                OPERATIONS["MEMORY_MOVE"],
-                source=source,
-                destination=target,
-                size=SIZE,
-                pasid=pasid,
-            )
-            took = time.perf_counter() - begin
+            for _ in range(2):  # the first finds the sweep napping, and pages not touched yet
+                begin = time.perf_counter()
+                move = dsa.run(
+                    0,
+                    OPERATIONS["MEMORY_MOVE"],
+                    source=source,
+                    destination=target,
+                    size=SIZE,
+                    pasid=pasid,
+                )
+                took = time.perf_counter() - begin
             crc = dsa.run(
                 0,
                 OPERATIONS["CRC"],
