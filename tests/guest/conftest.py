@@ -61,21 +61,31 @@ def lab(
 
 
 @pytest.fixture(scope="session")
+def idxd_options(
+    environment: Environment, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """What a Machine needs in order to have idxd and to copy with it."""
+    folder = tmp_path_factory.mktemp("modules")
+    files = {**idxd.movdir64b(environment, folder), **copies.dmacopy(environment, folder)}
+    return {"modules": idxd.MODULES, "files": files}
+
+
+@pytest.fixture(scope="session")
 def idxd_lab(
     environment: Environment,
+    idxd_options: dict[str, Any],
     tmp_path_factory: pytest.TempPathFactory,
     request: pytest.FixtureRequest,
 ) -> Iterator[idxd.IdxdLab]:
     folder = tmp_path_factory.mktemp("idxd")
     started = request.config.stash.setdefault(_STARTED, [])
     vdevs = {"dsa0": {"type": "dsa-2dwq-1swq"}, "dsa1": {"type": "dsa-1dwq"}}
-    server = Server(folder, vdevs)
+    server = Server(folder, {**vdevs, "spare0": {"type": "dsa-1dwq"}})
     machine = Machine(
         environment,
         log_dir=folder,
         cpus=4,
-        modules=idxd.MODULES,
-        files={**idxd.movdir64b(environment, folder), **copies.dmacopy(environment, folder)},
+        **idxd_options,
         devices=[argument for name in vdevs for argument in vfio_user(server.socket(name))],
     )
     started += [server, machine]
@@ -104,7 +114,8 @@ def boot(
     def make(devices: list[str], **options: Any) -> Machine:
         number = len(list(tmp_path.glob("guest*")))
         folder = tmp_path / f"guest{number}"
-        return Machine(environment, log_dir=folder, devices=devices, modules=MODULES, **options)
+        options = {"modules": MODULES, **options}
+        return Machine(environment, log_dir=folder, devices=devices, **options)
 
     yield from _factory(request, make)
 

@@ -7,18 +7,24 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
 
 import pytest
 
 from tests.guest import idxd
 from tests.guest.copies import copy, insmod
-from tests.guest.machine import Machine
+from tests.guest.lab import address_of
+from tests.guest.machine import Machine, vfio_user
 
+Boot = Callable[..., Machine]
 SOAK = "VDCM_SOAK" in os.environ
 COPIES = 100_000 if SOAK else 8_000
 THREADS = 16
 ENTRIES = 32
+ACCEPTED = re.compile(r"WQ 0 .*: accepted")
 OCCUPIED = ENTRIES - 1  # a thread that has to wait for idxd's entry 0 takes it and forgets it
 
 
@@ -74,6 +80,33 @@ def test_work_queues_of_two_devices_at_once(machine: Machine) -> None:
     taken = re.findall(r"dmacopy: (\S+) of (\S+)", machine.check("dmesg"))[-3:]
     assert len({channel for channel, _ in taken}) == 3
     assert len({device for _, device in taken}) == 2
+
+
+def test_guests_of_one_parent(
+    idxd_lab: idxd.IdxdLab, machine: Machine, boot: Boot, idxd_options: dict[str, Any]
+) -> None:
+    """They copy at once; then one is reset and killed in the middle of it, and the other copies."""
+    server = idxd_lab.server
+    other = boot(vfio_user(server.socket("spare0")), cpus=2, **idxd_options)
+    idxd.load(other)
+    device = idxd.IdxdDevice(other)
+    device.configure(size=ENTRIES)
+    device.enable()
+    device.enable_wq()
+    run = partial(copy, threads=THREADS, copies=COPIES // 8, max_size=16384)
+    with ThreadPoolExecutor() as pool:
+        for counts in pool.map(run, [machine, other]):
+            assert counts.flawless(COPIES // 8)
+        since = len(server.log)
+        other.check(f"{insmod({'copies': 4_000_000_000, 'threads': THREADS})} >/dev/null 2>&1 &")
+        server.wait_for(
+            "it copies", lambda: any(map(ACCEPTED.search, server.trace("spare0", since)))
+        )
+        meanwhile = pool.submit(run, machine)
+        other.check(f"echo 1 >/sys/bus/pci/devices/{address_of(other, idxd.DSA)}/reset")
+        other.kill()
+        assert meanwhile.result().flawless(COPIES // 8)
+    server.wait_for("the VDEV is free", lambda: server.show("spare0")["state"] == "ready")
 
 
 def test_up_to_the_largest_transfer_and_not_beyond(machine: Machine) -> None:
