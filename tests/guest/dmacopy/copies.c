@@ -9,7 +9,6 @@
 #include <linux/rcupdate.h>
 #include <linux/sched.h>
 #include <linux/string.h>
-#include <asm/unaligned.h>
 
 #include "dmacopy.h"
 
@@ -124,9 +123,13 @@ static void arrived(void *argument, const struct dmaengine_result *result)
 static void invert(u8 *target, const u8 *source, size_t size)
 {
     size_t at = 0;
+    u64 word;
 
-    for (; at + 8 <= size; at += 8)
-        put_unaligned(~get_unaligned((const u64 *)(source + at)), (u64 *)(target + at));
+    for (; at + sizeof(word) <= size; at += sizeof(word)) {
+        memcpy(&word, source + at, sizeof(word));
+        word = ~word;
+        memcpy(target + at, &word, sizeof(word));
+    }
     for (; at < size; at++)
         target[at] = ~source[at];
 }
