@@ -17,7 +17,7 @@ from vdcm_devices.dsa.vdev import DsaVdev
 
 Result = TypeVar("Result")
 
-TYPES = ("dsa-1dwq", "dsa-1swq", "dsa-2dwq-1swq")
+TYPES = ("dsa-1dwq", "dsa-1swq", "dsa-2dwq-1swq", "dsa-dynamic")
 PORTALS = ("intercepted", "direct")
 
 

@@ -8,7 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dsa_client import DRAIN, INTERRUPT, LIMITED, MOVE, NOOP, PAGE, UNLIMITED, DsaClient, Wq
+from dsa_client import (
+    ALLOCATE_ADI,
+    DRAIN,
+    INTERRUPT,
+    LIMITED,
+    MOVE,
+    NOOP,
+    PAGE,
+    UNLIMITED,
+    DsaClient,
+    Wq,
+)
 from dsa_lab import PORTALS, TYPES, Lab
 from dsa_machine import descriptor
 from dsa_program import PASID, Outcome, check_program, run_program
@@ -19,7 +30,7 @@ from vdcm_devices.dsa.codes import Cause, Command, CommandError, DeviceState, Wq
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
-    lab = Lab(tmp_path)
+    lab = Lab(tmp_path, dwqs=16)
     yield lab
     lab.close()
 
@@ -34,7 +45,10 @@ def test_every_operation_on_every_type_and_portal_has_equal_results(lab: Lab) ->
     first: list[Outcome] = []
     for kind in TYPES:
         for portals in PORTALS:
-            dsa = lab.started(kind, pasid=PASID, portals=portals)
+            dsa = lab.client(lab.vdev(kind, portals=portals))
+            if kind == "dsa-dynamic":
+                assert [dsa.ask(ALLOCATE_ADI, adi) for adi in (0, 0, 0, 1)] == [0, 1, 2, 3]
+            dsa.start(pasid=PASID)
             assert dsa.direct == (portals == "direct")
             for wq in range(dsa.wqs):
                 outcomes = run_program(dsa, wq)
