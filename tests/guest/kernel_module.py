@@ -18,7 +18,9 @@ def build_module(environment: Environment, source: Path, folder: Path) -> Path:
     """
     build = folder / source.name
     shutil.copytree(source, build)
-    command = ["make", "-C", str(environment.headers), f"M={build}", "modules"]
+    # Type information for BPF needs a tool (pahole) that does not come with the headers.
+    plain = "CONFIG_DEBUG_INFO_BTF_MODULES="
+    command = ["make", "-C", str(environment.headers), f"M={build}", plain, "modules"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise PrerequisiteError(
