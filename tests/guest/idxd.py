@@ -42,25 +42,21 @@ def has_movdir64b(machine: Machine) -> bool:
 
 def load(machine: Machine) -> None:
     """Load idxd, and before it what the CPU lacks. The guest's ``files`` have ``movdir64b()``."""
-    if not has_movdir64b(machine) and machine.run("test -e /sys/module/movdir64b").status:
-        machine.check(f"insmod /{MOVDIR64B}")
-    machine.check("modprobe idxd")
+    machine.check(
+        "grep -qw movdir64b /proc/cpuinfo || [ -e /sys/module/movdir64b ] || "
+        f"insmod /{MOVDIR64B}; modprobe idxd"
+    )
 
 
 def unload(machine: Machine) -> None:
     """Take out again what ``load`` has loaded, if it has. Raises GuestError if it is in use."""
-    for module in ("idxd", "idxd_bus", "movdir64b"):
-        machine.check(f"if [ -e /sys/module/{module} ]; then rmmod {module}; fi")
+    loaded = ("idxd", "idxd_bus", "movdir64b")
+    machine.check(" && ".join(f"{{ [ ! -e /sys/module/{m} ] || rmmod {m}; }}" for m in loaded))
 
 
 def read(machine: Machine, path: str) -> str:
     """An attribute below ``/sys/bus/dsa/devices``, such as ``dsa0/wq0.0/state``."""
     return machine.check(f"cat {DEVICES}/{path}").strip()
-
-
-def write(machine: Machine, path: str, value: str | int) -> None:
-    """Set an attribute. Raises GuestError if the driver refuses the value."""
-    machine.check(f"echo {value} >{DEVICES}/{path}")
 
 
 @dataclass(frozen=True)
@@ -95,20 +91,21 @@ class IdxdDevice:
 
     def set(self, attribute: str, value: str | int) -> None:
         """Set one. Raises GuestError if the driver refuses the value."""
-        write(self.machine, f"{self.name}/{attribute}", value)
+        self.machine.check(f"echo {value} >{DEVICES}/{self.name}/{attribute}")
 
     def configure(self, number: int = 0, *, engine: int = 0, **attributes: str | int) -> str:
         """A work queue of ``KERNEL_WQ`` changed by ``attributes``, with an engine in its group;
         the work queue's name. The device must be disabled."""
         name = self.wq(number)
         settings = {**KERNEL_WQ, **attributes}
-        for attribute, value in settings.items():
-            self.set(f"{name}/{attribute}", value)
-        # Linux 6.8 and later; those before go by the type.
-        self.machine.check(
-            f"cd {DEVICES}/{name}; if [ -e driver_name ]; then echo dmaengine >driver_name; fi"
-        )
-        self.set(f"{self.part('engine', engine)}/group_id", settings["group_id"])
+        commands = [f"cd {DEVICES}/{self.name}"]
+        commands += [f"echo {value} >{name}/{key}" for key, value in settings.items()]
+        commands += [
+            # Linux 6.8 and later; those before go by the type.
+            f"if [ -e {name}/driver_name ]; then echo dmaengine >{name}/driver_name; fi",
+            f"echo {settings['group_id']} >{self.part('engine', engine)}/group_id",
+        ]
+        self.machine.check(" && ".join(commands))
         return name
 
     def enable(self) -> None:

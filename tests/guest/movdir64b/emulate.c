@@ -23,6 +23,7 @@
 
 #define MOST_BYTES 15 /* of an instruction, all prefixes included */
 #define WORDS 8
+#define PAUSES 50 /* between two stores that are to be slow */
 
 static bool selftest;
 module_param(selftest, bool, 0444);
@@ -39,6 +40,8 @@ MODULE_PARM_DESC(carried, "instructions that have been carried out");
 static unsigned int refused;
 module_param(refused, uint, 0444);
 MODULE_PARM_DESC(refused, "instructions whose addresses are not the kernel's, or not aligned");
+
+bool movdir64b_slow;
 
 static DEFINE_RAW_SPINLOCK(lock);
 
@@ -172,13 +175,16 @@ bool movdir64b_decode(const struct pt_regs *regs, struct movdir64b *insn)
 static bool carry_out(const struct movdir64b *insn)
 {
     u64 words[WORDS], *to = (u64 *)insn->destination;
-    int i;
+    int i, pause;
 
     if (insn->destination % sizeof(words) || (s64)insn->destination >= 0 ||
         copy_from_kernel_nofault(words, (const void *)insn->source, sizeof(words)))
         return false;
-    for (i = WORDS - 1; i >= 0; i--)
+    for (i = WORDS - 1; i >= 0; i--) {
         __put_kernel_nofault(&to[i], &words[i], u64, unmapped);
+        for (pause = 0; movdir64b_slow && pause < PAUSES; pause++)
+            cpu_relax();
+    }
     return true;
 unmapped:
     return false;

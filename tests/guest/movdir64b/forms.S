@@ -25,10 +25,12 @@
     .set n_r15, 15
     .set n_none, 255
 
-    .set REFUSED, 1 /* stays #UD */
-    .set SHORT, 2   /* addresses have 32 bits */
-    .set STATIC, 4  /* the source is movdir64b_static */
-    .set CROOKED, 8 /* the destination is not aligned */
+    .set REFUSED, 1  /* stays #UD */
+    .set ILLEGAL, 3  /* so does this, and is not decoded */
+    .set SHORT, 4    /* addresses have 32 bits */
+    .set STATIC, 8   /* the source is movdir64b_static */
+    .set CROOKED, 16 /* the destination is not aligned */
+    .set USER, 32    /* the destination is the user's */
 
     .text
 
@@ -192,18 +194,22 @@ movdir64b_forms:
     movdir64b 0x20(, %edx, 8), %r8d
     END r8, none, rdx, 8, 0x20, SHORT+REFUSED
 
-/* Not to be carried out: bases in FS and GS, LOCK, ENQCMD and ENQCMDS, a register as source, no
- * operand size, 16 bytes, a destination that is not aligned. */
-    BYTES rax, rbx, REFUSED, 0x64, 0x66, 0x0f, 0x38, 0xf8, 0x03
-    BYTES rax, rbx, REFUSED, 0x65, 0x66, 0x0f, 0x38, 0xf8, 0x03
-    BYTES rax, rbx, REFUSED, 0xf0, 0x66, 0x0f, 0x38, 0xf8, 0x03
-    BYTES rax, rbx, REFUSED, 0xf2, 0x0f, 0x38, 0xf8, 0x03
-    BYTES rax, rbx, REFUSED, 0xf3, 0x0f, 0x38, 0xf8, 0x03
-    BYTES rax, rbx, REFUSED, 0x66, 0xf2, 0x0f, 0x38, 0xf8, 0x03
-    BYTES rax, rbx, REFUSED, 0x66, 0x0f, 0x38, 0xf8, 0xc3
-    BYTES rax, rbx, REFUSED, 0x0f, 0x38, 0xf8, 0x03
+/* Not to be decoded: bases in FS and GS, LOCK, ENQCMD and ENQCMDS, a register as source, no operand
+ * size, 16 bytes. */
+    BYTES rax, rbx, ILLEGAL, 0x64, 0x66, 0x0f, 0x38, 0xf8, 0x03
+    BYTES rax, rbx, ILLEGAL, 0x65, 0x66, 0x0f, 0x38, 0xf8, 0x03
+    BYTES rax, rbx, ILLEGAL, 0xf0, 0x66, 0x0f, 0x38, 0xf8, 0x03
+    BYTES rax, rbx, ILLEGAL, 0xf2, 0x0f, 0x38, 0xf8, 0x03
+    BYTES rax, rbx, ILLEGAL, 0xf3, 0x0f, 0x38, 0xf8, 0x03
+    BYTES rax, rbx, ILLEGAL, 0x66, 0xf2, 0x0f, 0x38, 0xf8, 0x03
+    BYTES rax, rbx, ILLEGAL, 0x66, 0x0f, 0x38, 0xf8, 0xc3
+    BYTES rax, rbx, ILLEGAL, 0x0f, 0x38, 0xf8, 0x03
+    BYTES rax, rbx, ILLEGAL, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, \
+        0x0f, 0x38, 0xf8, 0x43, 0x00
+
+/* Not to be carried out: a destination that is not aligned or the user's, a source that is. */
     BYTES rax, rbx, REFUSED+CROOKED, 0x66, 0x0f, 0x38, 0xf8, 0x03
-/* No base and no index: an address that is the user's. */
+    BYTES rax, rbx, REFUSED+USER, 0x66, 0x0f, 0x38, 0xf8, 0x03
     BYTES rax, none, REFUSED, 0x66, 0x0f, 0x38, 0xf8, 0x04, 0x25, 0x00, 0x00, 0x00, 0x00
 
     .section .rodata

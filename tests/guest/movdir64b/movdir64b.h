@@ -18,6 +18,9 @@ bool movdir64b_decode(const struct pt_regs *regs, struct movdir64b *insn);
 /* Register ``number`` as instructions encode it, 0 to 15. */
 u64 movdir64b_register(const struct pt_regs *regs, unsigned int number);
 
+/* Every store takes its time, so that two CPUs would meet if they could. */
+extern bool movdir64b_slow;
+
 /* Executes instructions of all forms; how many of them did not do what they should. */
 unsigned int movdir64b_selftest(unsigned int *passed);
 

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Executes the instructions of forms.S one by one, each with registers that make its addresses come
- * out right, and compares memory and registers afterwards.
+ * out right, and compares memory and registers afterwards. Then all CPUs store to one place.
  */
+#include <asm/special_insns.h>
+#include <linux/atomic.h>
 #include <linux/irqflags.h>
 #include <linux/kernel.h>
 #include <linux/printk.h>
+#include <linux/smp.h>
 #include <linux/string.h>
 
 #include "movdir64b.h"
@@ -16,7 +19,9 @@
 #define NONE 0xff
 #define INDEX 0x18 /* what an index register holds, unless the address is all its own */
 
-enum { REFUSED = 1, SHORT = 2, STATIC = 4, CROOKED = 8 };
+enum { REFUSED = 1, ILLEGAL = 3, SHORT = 4, STATIC = 8, CROOKED = 16, USER = 32 };
+
+#define STORM 200 /* rounds of each CPU */
 
 struct form {
     u64 code;
@@ -72,7 +77,7 @@ static u64 set_registers(const struct form *form, u64 source, u64 destination, u
     return source;
 }
 
-static bool decodes(const struct form *form, u64 source, u64 destination)
+static bool decoded_right(const struct form *form, u64 source, u64 destination)
 {
     const u64 *in = movdir64b_in;
     struct pt_regs regs = {
@@ -83,6 +88,8 @@ static bool decodes(const struct form *form, u64 source, u64 destination)
     struct movdir64b insn;
     u64 mask = form->flags & SHORT ? U32_MAX : U64_MAX;
 
+    if ((form->flags & ILLEGAL) == ILLEGAL)
+        return !movdir64b_decode(&regs, &insn);
     return movdir64b_decode(&regs, &insn) && insn.source == (source & mask) &&
            insn.destination == (destination & mask) && insn.length == form->length;
 }
@@ -91,16 +98,19 @@ static bool decodes(const struct form *form, u64 source, u64 destination)
 static noinline const char *try(const struct form *form)
 {
     u8 *stack = (u8 *)round_down(current_stack_pointer - STACK, SIZE);
-    u8 *destination = form->destination == RSP ? stack : room.destination;
+    u8 *target = form->destination == RSP ? stack : room.destination, *destination = target;
     bool whole = form->base == NONE || form->base == form->index; /* the address is a multiple */
     bool refused = form->flags & REFUSED;
     u8 *source = room.source + (whole ? 0 : 3);
     unsigned long flags;
     u8 pattern[SIZE];
-    unsigned int i;
+    bool moved;
+    int i;
 
     if (form->flags & CROOKED)
         destination += 8;
+    if (form->flags & USER)
+        destination = (u8 *)PAGE_SIZE;
     for (i = 0; i < SIZE; i++)
         pattern[i] = i * 7 + form->code;
     memset(&room, 0xee, sizeof(room));
@@ -112,28 +122,48 @@ static noinline const char *try(const struct form *form)
     if (source)
         memcpy(source, pattern, SIZE);
     movdir64b_run();
-    i = memcmp(destination, pattern, SIZE);
+    moved = !memcmp(target, pattern, SIZE);
     local_irq_restore(flags);
 
     if (movdir64b_trapped != refused)
         return refused ? "was carried out" : "was refused";
     if (memcmp(movdir64b_in, movdir64b_out, sizeof(movdir64b_in)))
         return "has changed a register";
-    if (refused == !i)
+    if (moved == refused || (refused && memchr_inv(room.destination, 0xee, SIZE)))
         return "has moved something else";
     if (memchr_inv(room.before, 0xee, SIZE) || memchr_inv(room.after, 0xee, SIZE))
         return "has moved too much";
-    if (refused && memchr_inv(room.destination, 0xee, SIZE))
-        return "was refused, but something was moved";
-    if ((!refused || form->flags & SHORT) &&
-        !decodes(form, (u64)source, (u64)destination))
+    if (!decoded_right(form, (u64)source, (u64)destination))
         return "is decoded otherwise";
     return NULL;
+}
+
+/* On every CPU at once: all store to one place, and look at it by what the lock holds for, too. */
+static void storm(void *torn)
+{
+    static u64 slot[SIZE / 8] __aligned(SIZE);
+    u64 mine[SIZE / 8] __aligned(SIZE), seen[SIZE / 8] __aligned(SIZE);
+    u64 value = (u64)smp_processor_id() << 32;
+    int i, word;
+
+    for (i = 0; i < STORM; i++) {
+        for (word = 0; word < SIZE / 8; word++)
+            mine[word] = value + i;
+        movdir64b((void *)slot, mine);
+        movdir64b((void *)seen, slot);
+        for (word = 1; word < SIZE / 8; word++) {
+            if (seen[word] != seen[0]) {
+                atomic_inc(torn);
+                break;
+            }
+        }
+    }
 }
 
 unsigned int movdir64b_selftest(unsigned int *passed)
 {
     const struct form *form;
+    atomic_t torn = ATOMIC_INIT(0);
     unsigned int failed = 0;
     const char *wrong;
 
@@ -144,5 +174,10 @@ unsigned int movdir64b_selftest(unsigned int *passed)
         failed += !!wrong;
         *passed += !wrong;
     }
-    return failed;
+    movdir64b_slow = true;
+    on_each_cpu(storm, &torn, 1);
+    movdir64b_slow = false;
+    if (atomic_read(&torn))
+        pr_err("movdir64b: %d blocks were torn\n", atomic_read(&torn));
+    return failed + !!atomic_read(&torn);
 }
