@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -40,6 +42,7 @@ ffi.cdef(
 def library() -> Any:
     """The device's C, built as one outside this repository would build its own."""
     folder = tempfile.mkdtemp(prefix="vdcm-probe-")
+    atexit.register(shutil.rmtree, folder)
     output = f"{folder}/probe.so"
     subprocess.run(
         ["cc", "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC",

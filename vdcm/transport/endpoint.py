@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import shutil
 import socket
 import struct
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -38,14 +36,12 @@ class Endpoint:
         device: Servable,
         path: Path,
         loop: asyncio.AbstractEventLoop,
-        directory: str,
         turns: Turns,
         patience: float,
     ) -> None:
         self.device: Final = device
         self.path: Final = path
         self.loop: Final = loop
-        self.directory: Final = directory
         self.turns: Final = turns
         self.patience: Final = patience
         self.session: Session | None = None
@@ -189,8 +185,6 @@ class Transport:
     def __init__(self, patience: float = PATIENCE) -> None:
         self._loop = asyncio.get_running_loop()
         self._patience = patience
-        # The hand-over of a client to libvfio-user needs a folder nobody else can look into.
-        self._directory = tempfile.mkdtemp(prefix="vdcm-")
         self._turns = Turns()
         self.endpoints: dict[str, Endpoint] = {}
 
@@ -201,7 +195,7 @@ class Transport:
         """
         if device.name in self.endpoints:
             raise TransportError(f"{device.name} is being served already")
-        endpoint = Endpoint(device, path, self._loop, self._directory, self._turns, self._patience)
+        endpoint = Endpoint(device, path, self._loop, self._turns, self._patience)
         self.endpoints[device.name] = endpoint
         return endpoint
 
@@ -213,4 +207,3 @@ class Transport:
         """Disconnect all clients and remove all sockets."""
         for name in list(self.endpoints):
             self.withdraw(name)
-        shutil.rmtree(self._directory, ignore_errors=True)

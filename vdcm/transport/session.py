@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -152,23 +153,29 @@ class Session:
         self._private: dict[tuple[int, int], bool] = {}
         self._log_lines = 0
         self._log_until = 0.0
-        self._native = lib.vdcm_session_new(self._handle, endpoint.directory.encode(), 3)
-        if self._native == ffi.NULL:
-            raise TransportError(f"{self.device.name}: libvfio-user: {os.strerror(ffi.errno)}")
-        try:
-            self._read_only = self._describe(client)
-            # What the client said has been read here; libvfio-user gets to read no text of it.
-            hello = protocol.message(Command.VERSION, protocol.pack_version())
-            result = lib.vdcm_session_attach(self._native, connection.fileno(), hello, len(hello))
-            if result:
-                raise TransportError(
-                    f"{self.device.name}: libvfio-user does not accept the client: "
-                    f"{os.strerror(-result)}"
-                )
-        except BaseException:
-            lib.vdcm_session_free(self._native)
-            raise
+        # A folder nobody else can look into, for no longer than libvfio-user needs it: one that
+        # lived as long as this process would outlive a SIGKILL.
+        with tempfile.TemporaryDirectory(prefix="vdcm-") as folder:
+            self._native = lib.vdcm_session_new(self._handle, folder.encode(), 3)
+            if self._native == ffi.NULL:
+                raise TransportError(f"{self.device.name}: libvfio-user: {os.strerror(ffi.errno)}")
+            try:
+                self._read_only = self._describe(client)
+                self._attach()
+            except BaseException:
+                lib.vdcm_session_free(self._native)
+                raise
         self.memory: Final = GuestMemory(lib.vdcm_session_aspace(self._native))
+
+    def _attach(self) -> None:
+        # What the client said has been read here; libvfio-user gets to read no text of it.
+        hello = protocol.message(Command.VERSION, protocol.pack_version())
+        result = lib.vdcm_session_attach(self._native, self._connection.fileno(), hello, len(hello))
+        if result:
+            raise TransportError(
+                f"{self.device.name}: libvfio-user does not accept the client: "
+                f"{os.strerror(-result)}"
+            )
 
     def _describe(self, client: protocol.Version) -> dict[int, Sequence[Area]]:
         """Tell the native side of regions and vectors; the read-only areas that are offered."""
