@@ -17,9 +17,9 @@ class Environment:
 
     ``qemu``: the command (argv prefix) of a QEMU with vfio-user-pci, ``qemu_version`` its version.
     ``kernel``: the guest kernel's image; ``modules`` and ``headers``: folders of the same
-    ``kernel_release``. ``guest_root``: folder with busybox, lspci, the GPIO tools and their
-    libraries for the guest. ``libvfio_user``: variables for a build of vdcm. ``python``: the
-    interpreter of the environment in which vdcm is installed.
+    ``kernel_release``. ``guest_root``: folder with the programs that guests use and their
+    libraries. ``libvfio_user``: variables for a build of vdcm. ``python``: the interpreter of the
+    environment in which vdcm is installed.
     """
 
     qemu: tuple[str, ...]

@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,17 +66,24 @@ class Cache:
         return link.resolve() if (link / FACTS).is_file() else None
 
     def provide(
-        self, kind: str, plan: Callable[[], tuple[str, Builder]], *, update: bool = False
+        self,
+        kind: str,
+        plan: Callable[[], tuple[str, Builder]],
+        *,
+        update: bool = False,
+        packages: Iterable[str] = (),
     ) -> Path:
         """The artefact in use; without one (or to ``update``) ask ``plan`` for version and builder.
 
-        Nothing is locked, asked of the archive or built when there is one already.
+        Nothing is locked, asked of the archive or built when there is one already. One whose fact
+        ``packages`` lacks some of these is as good as none.
         """
-        found = self.current(kind)
+        wanted = set(packages)
+        found = self._serving(kind, wanted)
         if found and not update:
             return found
         with self.lock(kind):
-            found = self.current(kind)
+            found = self._serving(kind, wanted)
             if found and not update:
                 return found
             for stale in self.root.glob(f".new-{kind}-*"):
@@ -87,6 +94,12 @@ class Cache:
                 self._make(kind, key, target, build)
             replace_link(self.root / kind, target.name)
         return target
+
+    def _serving(self, kind: str, packages: set[str]) -> Path | None:
+        found = self.current(kind)
+        if found and packages:
+            return found if packages <= set(facts(found).get("packages", ())) else None
+        return found
 
     def _make(self, kind: str, key: str, target: Path, build: Builder) -> None:
         folder = Path(tempfile.mkdtemp(prefix=f".new-{kind}-", dir=self.root))

@@ -6,6 +6,8 @@ modules can be built with the system's compiler. Nothing is installed.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import lzma
 import re
 import shutil
@@ -19,7 +21,18 @@ from ci.provision.archive import Archive
 from ci.provision.cache import Builder, Cache, facts
 from ci.provision.console import Console, ProvisionError
 
-_TOOLS = ("busybox-static", "gpiod", "kmod", "pciutils")
+# All that a guest can have; a lab names the programs that its guests get. Whoever needs another
+# program adds its package here, and the next ci/bootstrap fetches it.
+_TOOLS = (
+    "accel-config",
+    "busybox-static",
+    "e2fsprogs",
+    "fio",
+    "gpiod",
+    "kmod",
+    "nvme-cli",
+    "pciutils",
+)
 _KERNEL_PART = re.compile(r"linux-(image|modules|headers|kbuild)")
 
 
@@ -35,9 +48,9 @@ def provide_kernel(
 def provide_tools(
     console: Console, cache: Cache, archive: Callable[[], Archive], *, update: bool
 ) -> Path:
-    """The folder whose ``root`` holds busybox, lspci and the GPIO tools with their libraries."""
-    folder = cache.provide("guest", lambda: _plan_tools(archive()), update=update)
-    console.say("guest", f"busybox, lspci, GPIO tools ({folder})")
+    """The folder whose ``root`` holds the programs of ``_TOOLS`` with their libraries."""
+    folder = cache.provide("guest", lambda: _plan_tools(archive()), update=update, packages=_TOOLS)
+    console.say("guest", f"{', '.join(_TOOLS)} ({folder})")
     return folder
 
 
@@ -122,6 +135,10 @@ def _plan_tools(archive: Archive) -> tuple[str, Builder]:
 
     def build(folder: Path, _final: Path) -> dict[str, Any]:
         archive.unpack("guest", packages, folder / "root")
+        # No program here needs these.
+        for unused in ("doc", "locale", "man", "perl"):
+            shutil.rmtree(folder / "root/usr/share" / unused, ignore_errors=True)
         return {"packages": packages}
 
-    return "_".join(packages[name].split(":")[-1] for name in _TOOLS), build
+    closure = json.dumps(packages, sort_keys=True).encode()
+    return f"{suite}-{hashlib.sha256(closure).hexdigest()[:12]}", build

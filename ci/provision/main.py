@@ -26,8 +26,8 @@ _KEPT_LOGS = 10
 
 _DESCRIPTION = """\
 Provides what vdcm's build, tests and demo need, each only where the system has none that fits:
-a QEMU with vfio-user-pci, libvfio-user, a guest kernel with modules and headers, busybox, lspci
-and GPIO tools for the guest, and a Python environment with vdcm installed in place.
+a QEMU with vfio-user-pci, libvfio-user, a guest kernel with modules and headers, the programs that
+guests use, and a Python environment with vdcm installed in place.
 
 Everything goes below ${XDG_CACHE_HOME:-~/.cache}/vdcm. Only missing system packages (compiler,
 json-c headers …) are installed into the system, by apt-get when run as root; otherwise the

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.guest import copies, idxd
+from tests.guest import copies, gpio, idxd
 from tests.guest.lab import MODULES, Lab, root_port
 from tests.guest.machine import Machine, vfio_user
 from tests.guest.server import Server
@@ -47,6 +47,7 @@ def lab(
         environment,
         log_dir=folder,
         modules=MODULES,
+        tools=gpio.TOOLS,
         devices=[
             *root_port(1),
             *vfio_user(server.socket("gpio0")),
@@ -67,7 +68,7 @@ def idxd_options(
     """What a Machine needs in order to have idxd and to copy with it."""
     folder = tmp_path_factory.mktemp("modules")
     files = {**idxd.movdir64b(environment, folder), **copies.dmacopy(environment, folder)}
-    return {"modules": idxd.MODULES, "files": files}
+    return {"modules": idxd.MODULES, "tools": idxd.TOOLS, "files": files}
 
 
 @pytest.fixture(scope="session")
@@ -114,7 +115,7 @@ def boot(
     def make(devices: list[str], **options: Any) -> Machine:
         number = len(list(tmp_path.glob("guest*")))
         folder = tmp_path / f"guest{number}"
-        options = {"modules": MODULES, **options}
+        options = {"modules": MODULES, "tools": gpio.TOOLS, **options}
         return Machine(environment, log_dir=folder, devices=devices, **options)
 
     yield from _factory(request, make)

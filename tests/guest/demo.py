@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests.guest.demo_dsa import VDEVS as DSAS
 from tests.guest.demo_dsa import show_composition, show_work
-from tests.guest.gpio import Edge, Gpio
+from tests.guest.gpio import TOOLS, Edge, Gpio
 from tests.guest.lab import CARD, MODULES, address_of, driven, interrupts_of
 from tests.guest.machine import GuestError, Machine, vfio_user
 from tests.guest.server import Server, ServerError
@@ -158,6 +158,7 @@ def main(arguments: Sequence[str]) -> int:
             log_dir=folder,
             devices=vfio_user(server.socket("gpio0")),
             modules=MODULES,
+            tools=TOOLS,
         )
         stack.callback(machine.stop)
         try:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from tests.guest.machine import GuestError, Machine
 
+TOOLS = ("gpiodetect", "gpioget", "gpioinfo", "gpiomon", "gpioset")  # for Machine(tools=…)
+
 
 @dataclass(frozen=True)
 class Edge:

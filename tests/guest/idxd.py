@@ -16,6 +16,7 @@ from vdcm.environment import Environment
 
 DSA = "8086:0b25"
 MODULES = ("idxd",)  # for Machine(modules=…); idxd_bus comes with it
+TOOLS = ("accel-config",)  # for Machine(tools=…)
 MOVDIR64B = "movdir64b.ko"
 DEVICES = "/sys/bus/dsa/devices"
 DRIVERS = "/sys/bus/dsa/drivers"

@@ -22,9 +22,13 @@ from vdcm.errors import PrerequisiteError
 
 INIT = Path(__file__).with_name("init.sh")
 DEFAULT_MODULES = ("gpio-pci-idio-16", "nvme", "uio_pci_generic", "vfio-pci")
-DEFAULT_TOOLS = ("lspci", "setpci", "gpiodetect", "gpioget", "gpioinfo", "gpiomon", "gpioset")
+_TOOLS = ("lspci", "setpci")  # every guest has a device to look at
 _LOADER = "ld-linux-x86-64.so.2"
-_LIBRARIES = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")
+_LIBRARIES = (
+    "usr/lib/x86_64-linux-gnu",
+    "lib/x86_64-linux-gnu",
+    "usr/lib/x86_64-linux-gnu/ceph",  # where libraries of fio look for theirs
+)
 
 
 class CpioWriter:
@@ -155,15 +159,16 @@ def build_initramfs(
     environment: Environment,
     *,
     modules: Iterable[str] = DEFAULT_MODULES,
-    tools: Iterable[str] = DEFAULT_TOOLS,
+    tools: Iterable[str] = (),
     files: Mapping[str, bytes | Path] | None = None,
 ) -> bytes:
-    """The initramfs with the kernel's ``modules`` (and their closure), ``tools`` of the guest
-    root (with their libraries) and more ``files`` (guest path without leading "/" to content;
-    executable when the host's file is).
+    """The initramfs with the kernel's ``modules`` (and their closure), lspci, setpci and ``tools``
+    of the guest root (with their libraries; ``ci/provision/guest.py`` says what there is) and more
+    ``files`` (guest path without leading "/" to content; executable when the host's file is).
 
     Raises PrerequisiteError when something is not where the environment says.
     """
+    programs = {*_TOOLS, *tools}
     cpio = CpioWriter()
     for folder in ("dev", "proc", "run", "sys", "tmp", "usr"):
         cpio.folder(folder)
@@ -171,8 +176,8 @@ def build_initramfs(
     cpio.device("dev/console", 5, 1)
     cpio.file("init", INIT.read_bytes(), 0o755)
     root = environment.guest_root
-    _add_busybox(cpio, root, skip=set(tools))
-    _add_tools(cpio, root, tools)
+    _add_busybox(cpio, root, skip=programs)
+    _add_tools(cpio, root, programs)
     ids = root / "usr/share/misc/pci.ids"
     if ids.exists():
         cpio.file("usr/share/misc/pci.ids", ids.read_bytes())
@@ -195,9 +200,9 @@ def _add_busybox(cpio: CpioWriter, root: Path, skip: set[str]) -> None:
             cpio.link(f"bin/{applet}", "busybox")
 
 
-def _add_tools(cpio: CpioWriter, root: Path, tools: Iterable[str]) -> None:
+def _add_tools(cpio: CpioWriter, root: Path, tools: set[str]) -> None:
     needed: set[Path] = set()
-    for tool in tools:
+    for tool in sorted(tools):
         program = _find(root, tool)
         cpio.file(f"bin/{tool}", program.read_bytes(), 0o755)
         needed.update(_libraries(root, program))

@@ -72,8 +72,8 @@ class Machine:
     """One guest. ``devices`` are further QEMU arguments, ``memory`` is as QEMU writes it.
 
     ``modules`` are the kernel modules that the guest can load, with their closure; none is
-    loaded at boot. ``files``: see ``build_initramfs``. ``log_dir`` gets ``console.log`` and
-    ``qemu.log``. ``backend`` is where its RAM comes from, as after QEMU's
+    loaded at boot. ``tools`` and ``files``: see ``build_initramfs``. ``log_dir`` gets
+    ``console.log`` and ``qemu.log``. ``backend`` is where its RAM comes from, as after QEMU's
     ``memory-backend-``; a vfio-user server can reach what has ``share=on``.
     """
 
@@ -86,6 +86,7 @@ class Machine:
         memory: str = "512M",
         cpus: int = 1,
         modules: Iterable[str] = DEFAULT_MODULES,
+        tools: Iterable[str] = (),
         files: Mapping[str, bytes | Path] | None = None,
         backend: str = "memfd,share=on",
     ) -> None:
@@ -100,7 +101,9 @@ class Machine:
             *devices,
         ]  # fmt: skip
         self._initramfs = log_dir / "initramfs.cpio"
-        self._initramfs.write_bytes(build_initramfs(environment, modules=modules, files=files))
+        self._initramfs.write_bytes(
+            build_initramfs(environment, modules=modules, tools=tools, files=files)
+        )
         self._process: subprocess.Popen[bytes] | None = None
         self._port: socket.socket
         self._pending = b""

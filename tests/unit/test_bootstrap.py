@@ -69,6 +69,20 @@ def test_an_artefact_is_made_once_and_updated_on_request(store: cache.Cache) -> 
     assert not first.exists()
 
 
+def test_an_artefact_without_the_packages_that_are_wanted_now_is_replaced(
+    store: cache.Cache,
+) -> None:
+    def provide(key: str, wanted: list[str], has: list[str]) -> str:
+        packages = dict.fromkeys(has, "1")
+        plan = key, lambda _folder, _final: {"packages": packages}
+        return store.provide("k", lambda: plan, packages=wanted).name
+
+    assert provide("1", ["a"], ["a", "library"]) == "k-1"
+    assert provide("2", ["a"], []) == "k-1"
+    assert provide("2", ["a", "b"], ["a", "b", "library"]) == "k-2"
+    assert provide("3", ["a"], ["a"]) == "k-2"  # of a checkout that wants less
+
+
 def test_a_failure_leaves_nothing(store: cache.Cache) -> None:
     def build(folder: Path, _final: Path) -> dict[str, Any]:
         (folder / "half").touch()
