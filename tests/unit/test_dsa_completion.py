@@ -84,6 +84,13 @@ def test_the_interrupt_comes_after_the_record(machine: Machine) -> None:
     assert machine.counters().interrupts == 1
 
 
+def test_an_ignored_handle_is_valid_and_interrupts_nobody(machine: Machine) -> None:
+    lib.dsa_queue_handle(machine.queue, 5, lib.DSA_IGNORE, 0xFFFF_FFFF)
+    machine.execute(move(RECORD | INTERRUPT, handle=5))
+    assert machine.completion(COMPLETION).status == lib.DSA_STATUS_SUCCESS
+    assert (machine.raised, machine.counters().interrupts) == ([], 0)
+
+
 @pytest.mark.parametrize("handle", [0, 4, 127, 128, 0xFFFF])
 def test_an_invalid_interrupt_handle_is_an_error_and_no_interrupt(
     machine: Machine, handle: int

@@ -266,6 +266,22 @@ def test_a_masked_completion_is_delivered_once_on_unmask(dsa: DsaClient) -> None
     assert dsa.read(0x5000, 8) == 0
 
 
+def test_an_ignored_completion_interrupts_nobody_and_is_not_pending(dsa: DsaClient) -> None:
+    dsa.enable_interrupts()
+    dsa.write(0x4000 + 16 + 12, 1)
+    dsa.write(0x408, 1 << 2)
+    assert dsa.run(0, NOOP, INTERRUPT, handle=1).status == 1
+    assert dsa.command(Command.DRAIN_ALL) == 0
+    assert dsa.read(0x5000, 8) == 0
+    dsa.write(0x408, 0)
+    assert dsa.run(0, NOOP, INTERRUPT, handle=1).status == 1
+    assert dsa.command(Command.DRAIN_ALL) == 0
+    assert dsa.read(0x5000, 8) == 0b10
+    dsa.write(0x408, 1 << 2)
+    dsa.write(0x4000 + 16 + 12, 0)
+    assert dsa.events[1].wait(5.0) == 1, "what is pending is delivered all the same (9.2.22)"
+
+
 def test_few_messages_make_a_handle_unavailable(tmp_path: Path) -> None:
     lab = Lab(tmp_path, ims=1)
     try:

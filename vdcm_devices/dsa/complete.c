@@ -136,7 +136,7 @@ void dsa_finish(dsa_queue *q, dsa_work *w, int status)
     if (!untold && w->interrupt) {
         int32_t message = dsa_message(q, w); /* the handle may have been revoked meanwhile */
 
-        if (message >= 0 && q->services->raise(q->worker, (uint32_t)message) == 0) {
+        if (message >= 0 && message != DSA_IGNORE && q->services->raise(q->worker, (uint32_t)message) == 0) {
             dsa_add(&q->counters.interrupts, 1);
         }
     }

@@ -23,6 +23,8 @@ REPORT_SWERROR: Final[int] = lib.DSA_REPORT_SWERROR
 OPERATIONS: Final = sum(1 << getattr(lib, name) for name in dir(lib) if name.startswith("DSA_OP_"))
 """A bit for each operation that is implemented."""
 ANY_PASID: Final = 0xFFFF_FFFF
+IGNORE: Final[int] = lib.DSA_IGNORE
+"""The message of a handle that is valid and interrupts nobody."""
 
 
 class Answer(IntEnum):
@@ -86,8 +88,8 @@ class Queue:
         _check(lib.dsa_queue_configure(self._native, native), "its settings")
 
     def handle(self, handle: int, message: int | None, pasid: int = ANY_PASID) -> None:
-        """Handle ``handle`` is the ADI's ``message``, None: it is not valid. Descriptors need to
-        have ``pasid`` to use it; ANY_PASID: they need not."""
+        """Handle ``handle`` is the ADI's ``message``, or IGNORE; None: it is not valid. Descriptors
+        need to have ``pasid`` to use it; ANY_PASID: they need not."""
         number = -1 if message is None else message
         _check(lib.dsa_queue_handle(self._native, handle, number, pasid), "an interrupt handle")
 

@@ -161,7 +161,8 @@ class DsaDriver(HostDriver):
     def set_handle(
         self, adi: Adi, handle: int, message: int | None, pasid: int = ANY_PASID
     ) -> None:
-        """Descriptors may name ``handle`` for the ADI's ``message``; None: they may not."""
+        """Descriptors may name ``handle`` for the ADI's ``message``, or for none (IGNORE); None:
+        they may not."""
         if handle not in HANDLES:
             raise VdcmError(f"{adi.name}: interrupt handle {handle} is beyond {HANDLES.stop - 1}")
         _queue(adi).handle(handle, message, pasid)

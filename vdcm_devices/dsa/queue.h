@@ -24,6 +24,7 @@ enum {
     DSA_PORTALS = 4,   /* of one WQ: unlimited and limited MSI-X, unlimited and limited IMS */
     DSA_SLOTS = 64,    /* of a direct portal: a ring */
     DSA_HANDLES = 128, /* interrupt handles are below this */
+    DSA_IGNORE = 0x7ffffffe, /* message of a handle that is valid and interrupts nobody */
     DSA_REPORT_SWERROR = 1 /* code of a report: the 32 bytes of SWERROR (9.2.15), Valid set */
 };
 
@@ -68,8 +69,8 @@ void dsa_queue_free(dsa_queue *q);
 /* Until then nothing is accepted. Not while the sweep may run it. -EBUSY if there is work in it,
  * -EINVAL if a setting is out of range, -ENOMEM. */
 int dsa_queue_configure(dsa_queue *q, const dsa_settings *settings);
-/* Handle `handle` is message `message` of the ADI, from any thread at any time; below 0: it is not
- * valid. With `pasid` below 2^20 only descriptors with it may use it (shared WQ). -EINVAL. */
+/* Handle `handle` is message `message` of the ADI or DSA_IGNORE, from any thread at any time; below
+ * 0: it is not valid. With `pasid` below 2^20 only descriptors with it may use it (shared WQ). -EINVAL. */
 int dsa_queue_handle(dsa_queue *q, uint32_t handle, int32_t message, uint32_t pasid);
 /* Portal `portal` is direct: `page` is 4 KiB shared with the guest, which cannot cut them short; 0:
  * it is not direct. The guest's next slot is slot 0. Not while the sweep may run it. -EINVAL. */

@@ -24,6 +24,8 @@ WQ_CONFIGURATION: Final = 0x800
 MSIX_TABLE: Final = 0x4000
 MSIX_PENDING: Final = 0x5000
 MOST_GROUPS: Final = (WQ_CONFIGURATION - GROUP_CONFIGURATION) // 64
+DEFINED_OPERATIONS: Final = 0x7B_7FBF_07FF
+"""A bit for each operation of table 8-2; OPCFG has no others (9.2.24)."""
 MOST_WQS: Final = (GROUP_CONFIGURATION - MSIX_PERMISSIONS) // 8 - 1
 
 
@@ -173,7 +175,10 @@ class DsaRegisters(RegisterMap):
         fields={
             "SOFTWARE_ERROR": Field(0),
             "COMMAND": Field(1),
+            "OCCUPANCY": Field(2),
+            "PERFMON": Field(3),
             "HALT": Field(4),
+            "EVENT_LOG": Field(5),
             "HANDLES_REVOKED": Field(31),
         },
         doc="Why MSI-X entry 0 was signalled (9.2.11).",
@@ -249,6 +254,11 @@ class DsaRegisters(RegisterMap):
         """The four arrays of 64 bits each that limit a WQ's operations."""
         return [getattr(self, f"WQOPERATIONS{i}") for i in range(4)]
 
+    def allowed_operations(self, wq: int) -> list[int]:
+        """What a WQ may do, 64 bits each: OPCFG, where there is one, or else OPCAP (5.4)."""
+        allowed = [part[wq].value for part in self.wq_operations]
+        return allowed if self.WQCAP.OPERATIONS else [part.value for part in self.OPCAP]
+
     def tell(self, capabilities: Capabilities) -> None:
         """Set the capability registers and what is initialised from them (table 9-3)."""
         self.VERSION.preset(capabilities.version)
@@ -273,10 +283,13 @@ class DsaRegisters(RegisterMap):
         for i, operations in enumerate(self.wq_operations):
             allowed = capabilities.operations >> 64 * i & (1 << 64) - 1
             self.OPCAP[i].preset(allowed)
+            defined = DEFINED_OPERATIONS >> 64 * i & (1 << 64) - 1
             for wq in operations:
-                wq.preset(allowed)
-                if not capabilities.wq_operations:
-                    wq.narrow(0)
+                if capabilities.wq_operations:
+                    wq.preset(allowed)
+                    wq.narrow(defined)
+                else:
+                    wq.narrow(0)  # reserved
 
 
 @cache
@@ -292,8 +305,8 @@ def registers_class(wqs: int, groups: int, engines: int) -> type[DsaRegisters]:
             32,
             count=wqs + 1,
             stride=8,
-            fields={"PASID_ENABLE": Field(3), "PASID": Field(12, 20)},
-            doc="Which descriptors may use an MSI-X entry; Ignore is not there (9.2.22).",
+            fields={"IGNORE": Field(2), "PASID_ENABLE": Field(3), "PASID": Field(12, 20)},
+            doc="Which descriptors may use an MSI-X entry (9.2.22).",
         )
         GRPWQS = Register(
             GROUP_CONFIGURATION,

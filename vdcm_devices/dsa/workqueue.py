@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from vdcm import Adi, AdiState, BoundRegister, DmaError, VdcmError
 from vdcm_devices.dsa.checks import wq_enable_error
 from vdcm_devices.dsa.codes import CommandError, WqMode, WqState
-from vdcm_devices.dsa.datapath import ANY_PASID, Answer, address_of
+from vdcm_devices.dsa.datapath import ANY_PASID, IGNORE, Answer, address_of
 from vdcm_devices.dsa.driver import DWQ, DsaDriver, Flag
 from vdcm_devices.dsa.portals import DIRECT
 
@@ -94,6 +94,8 @@ class WorkQueue:
             allowed = entry.vector in self._vdev.handles and (
                 permission.PASID_ENABLE == mode.PASID_ENABLE
             )
+            if permission.IGNORE:
+                message = IGNORE
             pasid = ANY_PASID
             if permission.PASID_ENABLE:
                 if mode.MODE == WqMode.SHARED:
@@ -168,7 +170,7 @@ class WorkQueue:
             "index": self.index,
             "pasid": config.PASID,
             "gencap": registers.GENCAP.value,
-            "operations": [part[self.index].value for part in registers.wq_operations],
+            "operations": registers.allowed_operations(self.index),
             "doorbells": self._vdev.portal_page(self.index, DIRECT[0]) is not None,
         }
 
@@ -195,8 +197,9 @@ class WorkQueue:
         registers = self._vdev.registers
         for array in (registers.WQTHRESHOLD, registers.WQMODE, registers.WQLIMITS):
             array[self.index].value = 0
-        for allowed, possible in zip(registers.wq_operations, registers.OPCAP, strict=True):
-            allowed[self.index].value = possible.value
+        if registers.WQCAP.OPERATIONS:
+            for allowed, possible in zip(registers.wq_operations, registers.OPCAP, strict=True):
+                allowed[self.index].value = possible.value
 
     # What the VDEV does with it.
 

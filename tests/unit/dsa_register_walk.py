@@ -1,0 +1,203 @@
+"""A model of BAR0 made from the table, and the walk that compares a device with it, whoever
+carries its accesses: a VDEV in this process, a client, a guest.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from dsa_register_table import BAR0_SIZE, COMMAND, Attr, Bits, Lock, Row, Shape, gaps, rows
+
+PATTERNS = (0xFFFF_FFFF, 0, 0xAAAA_AAAA, 0x5555_5555, 0x0F0F_0F0F, 0xFFFF_FFFF)
+
+
+@dataclass(frozen=True)
+class Port:
+    """Accesses to BAR0: ``read(offset, width)`` and ``write(offset, width, value)``."""
+
+    read: Callable[[int, int], int]
+    write: Callable[[int, int, int], None]
+
+
+class Model:
+    """What a guest finds in BAR0. Bytes that can be written depend on ``device_enabled`` and
+    ``enabled_wqs``; set them with ``state()``."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.rows = rows(shape)
+        self.gaps = gaps(shape)
+        self.image = bytearray(BAR0_SIZE)
+        self._written = bytearray(BAR0_SIZE)  # bits that take what is written
+        self._cleared = bytearray(BAR0_SIZE)  # bits that are cleared by a 1
+        self.words = sorted(
+            at for row in self.rows for at in range(row.offset, row.offset + row.size, 4)
+        )
+        for row in self.rows:
+            _put(self._cleared, row, _mask(row, lambda bits: bits.attr is Attr.W1C))
+        self.reset()
+
+    # What happens to the device
+
+    def state(self, device_enabled: bool = False, enabled_wqs: Iterable[int] = ()) -> None:
+        """The device's state and its work queues', with what that locks."""
+        wqs = set(enabled_wqs)
+        for row in self.rows:
+
+            def writable(bits: Bits, row: Row = row) -> bool:
+                if bits.lock is Lock.DEVICE:
+                    return not device_enabled
+                if bits.lock is Lock.WQ:
+                    return row.wq not in wqs
+                return bits.attr is Attr.RW
+
+            _put(self._written, row, _mask(row, writable))
+            if row.wq is not None:
+                self.set(row.name, "WQ State", int(row.wq in wqs))
+        self.set("GENSTS", "Device State", int(device_enabled))
+
+    def reset(self) -> None:
+        """Power-on, or a reset of the function."""
+        for row in self.rows:
+            self._reset(row)
+        self.state()
+
+    def reset_device(self) -> None:
+        """The Reset Device command (table 9-3, software reset)."""
+        for row in self.rows:
+            if not row.kept:
+                self._reset(row)
+        self.state()
+
+    def _reset(self, row: Row) -> None:
+        _put(self.image, row, sum(bits.reset << bits.low for bits in row.bits))
+
+    def set(self, register: str, field: str, value: int) -> None:
+        """The device has changed a field."""
+        row = next(row for row in self.rows if row.name == register)
+        bits = next(bits for bits in row.bits if bits.name == field)
+        whole = int.from_bytes(self.image[row.offset : row.offset + row.size], "little")
+        _put(self.image, row, whole & ~bits.mask | value << bits.low)
+
+    # What the guest does
+
+    def write(self, offset: int, width: int, value: int) -> None:
+        for i, new in enumerate((value & (1 << 8 * width) - 1).to_bytes(width, "little")):
+            at = offset + i
+            old = self.image[at] & ~(self._cleared[at] & new)
+            self.image[at] = old & ~self._written[at] | new & self._written[at]
+
+    def read(self, offset: int, width: int) -> int:
+        return int.from_bytes(self.image[offset : offset + width], "little")
+
+    def name(self, offset: int) -> str:
+        """Of the register at ``offset``, for messages."""
+        for row in self.rows:
+            if row.offset <= offset < row.offset + row.size:
+                return f"{row.name}+{offset - row.offset:#x} ({row.section})"
+        return f"no register at {offset:#x}"
+
+
+def _mask(row: Row, wanted: Callable[[Bits], bool]) -> int:
+    return sum(bits.mask for bits in row.bits if wanted(bits))
+
+
+def _put(image: bytearray, row: Row, value: int) -> None:
+    image[row.offset : row.offset + row.size] = value.to_bytes(row.size, "little")
+
+
+class Walk:
+    """Compares what ``port`` leads to with ``model``."""
+
+    def __init__(self, port: Port, model: Model) -> None:
+        self.port = port
+        self.model = model
+
+    def _same(self, offset: int, width: int, after: str = "") -> None:
+        found, expected = self.port.read(offset, width), self.model.read(offset, width)
+        assert found == expected, (
+            f"{self.model.name(offset)}, {width} bytes: {found:#x} is not {expected:#x} {after}"
+        )
+
+    def read_all(self) -> None:
+        """Every word that there is, and that there is not."""
+        for offset in range(0, BAR0_SIZE, 4):
+            self._same(offset, 4)
+
+    def read_registers(self, after: str = "") -> None:
+        for offset in self.model.words:
+            self._same(offset, 4, after)
+
+    def read_widths(self) -> None:
+        """Aligned accesses of every width (chapter 9), and unaligned ones: those have the bytes
+        that they cover."""
+        for offset in self.model.words:
+            for width in (1, 2, 8):
+                for at in range(offset, offset + 4, min(width, 4)):
+                    if at % width == 0:
+                        self._same(at, width)
+            self._same(offset + 1, 4)
+            self._same(offset + 3, 2)
+
+    def write_registers(self) -> None:
+        """Patterns to every word but CMD; none changes another."""
+        for pattern in PATTERNS:
+            for offset in self.model.words:
+                if offset in COMMAND:
+                    continue
+                self._write(offset, 4, pattern)
+                self._same(offset, 4, f"after a write of {pattern:#x}")
+            self.read_registers(f"after writes of {pattern:#x}")
+
+    def write_gaps(self) -> None:
+        for gap in self.model.gaps:
+            for offset in range(gap.start, gap.stop, 4):
+                self._write(offset, 4, 0xFFFF_FFFF)
+        self.read_all()
+
+    def write_randomly(self, count: int, seed: int) -> None:
+        """Accesses of every width, some of them unaligned, in any order."""
+        chance = random.Random(seed)
+        offsets = [at for at in self.model.words if at not in COMMAND]
+        for _ in range(count):
+            width = chance.choice((1, 2, 4, 8))
+            offset = chance.choice(offsets) + chance.choice((0, 0, 0, 1, 2, 3))
+            if chance.random() < 0.8:
+                offset -= offset % width
+            if not any(at in COMMAND for at in range(offset, offset + width)):
+                self._write(offset, width, chance.getrandbits(64))
+                self._same(offset, width, "after a write of these bytes")
+        self.read_registers("after all")
+
+    def _write(self, offset: int, width: int, value: int) -> None:
+        self.port.write(offset, width, value)
+        self.model.write(offset, width, value)
+
+    def write(self, offset: int, width: int, value: int) -> None:
+        """As the guest, and look at what it did."""
+        self._write(offset, width, value)
+        self._same(offset, width)
+
+    def configure(self, modes: list[int]) -> None:
+        """Work queues in these modes, and all engines, in group 0; the others empty."""
+        count = len(modes)
+        for group in range(count):
+            self.write(0x600 + 64 * group, 8, (1 << count) - 1 if group == 0 else 0)
+            self.write(0x620 + 64 * group, 8, (1 << count) - 1 if group == 0 else 0)
+        for wq, mode in enumerate(modes):
+            at = 0x800 + 64 * wq
+            self.write(at, 4, 8)
+            self.write(at + 8, 4, mode | 5 << 4 | (1 - mode) << 28)
+            self.write(at + 12, 4, 20 | 4 << 5)
+            for word in range(4):
+                self.write(at + 32 + 8 * word, 8, 0)
+            self.write(at + 32, 8, 0x3FF)
+
+    def command(self, code: int, operand: int = 0) -> None:
+        """A command, which succeeds."""
+        self.port.write(COMMAND.start, 4, code << 20 | operand)
+        for _ in range(1000):
+            if not self.port.read(0xA8, 4) >> 31:
+                break
+        self._same(0xA8, 4, f"after command {code}")
