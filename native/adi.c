@@ -100,6 +100,11 @@ static bool report(vdcm_worker *worker, uint32_t code, const void *data, uint32_
     return true;
 }
 
+static vdcm_queue *handle(vdcm_worker *worker)
+{
+    return worker->queue;
+}
+
 static const vdcm_services services = {
     .abi = VDCM_FASTPATH_ABI,
     .reach = reach,
@@ -110,6 +115,8 @@ static const vdcm_services services = {
     .translate = translate,
     .raise = raise_message,
     .report = report,
+    .handle = handle,
+    .kick = vdcm_queue_kick,
 };
 
 uintptr_t vdcm_services_table(void)
@@ -253,7 +260,7 @@ vdcm_queue *vdcm_queue_new(vdcm_adi *a, uintptr_t fastpath, uintptr_t device, bo
     q->doorbells = doorbells;
     q->state = VDCM_STOPPED;
     vdcm_sweep_lock(a->sweep);
-    if (doorbells && !vdcm_doorbells_reserve(a->sweep)) {
+    if (vdcm_may_be_listed(q) && !vdcm_doorbells_reserve(a->sweep)) {
         vdcm_sweep_unlock(a->sweep);
         free(q);
         errno = ENOMEM;
@@ -274,12 +281,15 @@ void vdcm_queue_free(vdcm_queue *q)
         return;
     }
     vdcm_queue_set_state(q, VDCM_STOPPED);
+    if (q->ops->closed != NULL) {
+        q->ops->closed(q->device);
+    }
     s = q->adi->sweep;
     vdcm_sweep_lock(s);
     for (link = &q->adi->queues; *link != q; link = &(*link)->next) {
     }
     *link = q->next;
-    if (q->doorbells) {
+    if (vdcm_may_be_listed(q)) {
         s->reserved--;
     }
     q->adi->turn = NULL;
@@ -297,9 +307,13 @@ void vdcm_queue_set_state(vdcm_queue *q, int state)
         vdcm_doorbells_remove(q);
     }
     if (state == VDCM_RUNNING && q->state != VDCM_RUNNING) {
+        q->idle_since = s->now;
         vdcm_doorbells_add(q);
     }
     q->state = state;
+    if (state == VDCM_DRAINING) {
+        (void)vdcm_rest(q);
+    }
     vdcm_queue_look_drained(q);
     if (vdcm_runnable(q)) {
         vdcm_activate(q->adi);
@@ -324,6 +338,7 @@ void vdcm_queue_abort(vdcm_queue *q)
 
     vdcm_sweep_lock(s);
     s->worker.adi = q->adi;
+    s->worker.queue = q;
     q->ops->abort(q->device, &s->worker);
     vdcm_leave(s->worker.reader);
     vdcm_queue_look_drained(q);

@@ -56,20 +56,41 @@ void vdcm_deactivate(vdcm_adi *a)
 
 bool vdcm_runnable(const vdcm_queue *q)
 {
-    return q->state != VDCM_STOPPED && q->ops->pending(q->device);
+    return q->state != VDCM_STOPPED &&
+           (q->ops->ready != NULL ? q->ops->ready : q->ops->pending)(q->device);
 }
 
-bool vdcm_look(vdcm_queue *queue)
+static vdcm_worker *work_for(vdcm_queue *queue)
 {
     vdcm_worker *worker = &queue->adi->sweep->worker;
 
     worker->adi = queue->adi;
+    worker->queue = queue;
+    return worker;
+}
+
+bool vdcm_look(vdcm_queue *queue, uint64_t now)
+{
+    vdcm_worker *worker = work_for(queue);
+
     (void)queue->ops->take(queue->device, worker);
+    vdcm_leave(worker->reader);
     if (!vdcm_runnable(queue)) {
         return false;
     }
+    queue->idle_since = now;
+    queue->rests = false;
     vdcm_activate(queue->adi);
     return true;
+}
+
+bool vdcm_rest(vdcm_queue *queue)
+{
+    vdcm_worker *worker = work_for(queue);
+    bool rests = queue->ops->rest == NULL || queue->ops->rest(queue->device, worker);
+
+    vdcm_leave(worker->reader);
+    return rests;
 }
 
 /* Tokens up to now; the ns until there is one, 0 if there is. */
@@ -127,15 +148,15 @@ void vdcm_queue_look_drained(vdcm_queue *q)
     }
 }
 
-static uint64_t run(vdcm_adi *a, vdcm_queue *q)
+static uint64_t run(vdcm_adi *a, vdcm_queue *q, uint64_t now)
 {
-    vdcm_worker *worker = &a->sweep->worker;
+    vdcm_worker *worker = work_for(q);
     uint64_t budget = a->deficit < MAX_BUDGET ? (uint64_t)a->deficit : MAX_BUDGET;
     uint64_t done;
 
-    worker->adi = a;
     done = q->ops->run(q->device, worker, budget);
-    vdcm_leave(worker->reader);
+    q->idle_since = now;
+    q->rests = false;
     if (done > MAX_DONE) {
         done = MAX_DONE;
     }
@@ -144,8 +165,12 @@ static uint64_t run(vdcm_adi *a, vdcm_queue *q)
     if (a->rate != 0) {
         a->tokens -= (int64_t)done;
     }
-    if (q->state == VDCM_RUNNING && q->doorbells) {
+    if (q->listed) {
         (void)q->ops->take(q->device, worker); /* a busy queue need not wait for the sweep */
+    }
+    vdcm_leave(worker->reader);
+    if (q->state == VDCM_DRAINING) {
+        (void)vdcm_rest(q); /* nobody looks at it: what it waits for has to kick it */
     }
     vdcm_queue_look_drained(q);
     a->turn = q->next;
@@ -192,7 +217,7 @@ uint64_t vdcm_arbitrate(vdcm_sweep *s, uint64_t now, uint64_t *wait)
                 continue;
             }
         }
-        uint64_t done = run(a, q);
+        uint64_t done = run(a, q, now);
         if (a->deficit <= 0) {
             s->active = a->next_active; /* its round is over */
         }

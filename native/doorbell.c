@@ -24,6 +24,7 @@
 enum {
     LOOKS = 64,           /* at queues in one step */
     LOOK_NS = 10000,      /* between two looks at others while there is work */
+    EAGER_NS = 3000,      /* after work: who has been waiting for it often has more at once */
     FIRST_NAP_NS = 50000, /* the kernel wakes nobody up much earlier */
     WAKE_NS = 5000,       /* what a nap costs others: the timer, the switch of threads */
     IDLE_SHARE = 100      /* one part of so many is spent on idling */
@@ -68,7 +69,7 @@ static void nap(vdcm_sweep *s, unsigned word, uint64_t ns)
     atomic_store(&s->napping, false);
 }
 
-static void look_at_kicked(vdcm_sweep *s)
+static void look_at_kicked(vdcm_sweep *s, uint64_t now)
 {
     vdcm_queue *q;
 
@@ -84,7 +85,9 @@ static void look_at_kicked(vdcm_sweep *s)
         /* Cleared before the look: a kick from now on is about something that may not be seen. */
         atomic_store(&q->kicked, false);
         if (q->state == VDCM_RUNNING) {
-            (void)vdcm_look(q);
+            vdcm_doorbells_add(q);
+            q->idle_since = now;
+            (void)vdcm_look(q, now);
         } else if (vdcm_runnable(q)) {
             vdcm_activate(q->adi);
         }
@@ -92,15 +95,40 @@ static void look_at_kicked(vdcm_sweep *s)
     }
 }
 
-static void look_around(vdcm_sweep *s)
+/* It has been looked at in vain: may it rest? */
+static void tire(vdcm_sweep *s, vdcm_queue *q, uint64_t now)
+{
+    if (q->rests || now - q->idle_since < s->spin_ns) {
+        return;
+    }
+    if (!vdcm_rest(q)) {
+        q->idle_since = now;
+        s->in_vain = 0;
+        return;
+    }
+    q->rests = true;
+    if (!q->doorbells) {
+        vdcm_doorbells_remove(q);
+        s->cursor--; /* another one has its place now */
+    }
+}
+
+static void look_around(vdcm_sweep *s, uint64_t now)
 {
     size_t looks = s->n_doorbells < LOOKS ? s->n_doorbells : LOOKS;
 
-    for (size_t i = 0; i < looks; i++) {
+    for (size_t i = 0; i < looks && s->n_doorbells != 0; i++) {
         if (s->cursor >= s->n_doorbells) {
             s->cursor = 0;
         }
-        s->in_vain = vdcm_look(s->doorbells[s->cursor++]) ? 0 : s->in_vain + 1;
+        vdcm_queue *q = s->doorbells[s->cursor++];
+
+        if (vdcm_look(q, now)) {
+            s->in_vain = 0;
+        } else {
+            s->in_vain++;
+            tire(s, q, now);
+        }
     }
     s->looks += looks;
 }
@@ -112,9 +140,10 @@ static uint64_t step(vdcm_sweep *s, uint64_t now, uint64_t *wait)
 {
     uint64_t done;
 
-    look_at_kicked(s);
+    s->now = now;
+    look_at_kicked(s, now);
     if (s->active == NULL || now >= s->next_look) {
-        look_around(s);
+        look_around(s, now);
         s->next_look = now + LOOK_NS;
     }
     done = vdcm_arbitrate(s, now, wait);
@@ -176,8 +205,10 @@ static void *sweep(void *argument)
             continue;
         }
         new_round = true;
-        if (now_ns() - idle_since < s->spin_ns) {
-            sched_yield(); /* to the guest, which may be on this CPU */
+        if (now - idle_since < s->spin_ns) {
+            if (now - idle_since >= EAGER_NS) {
+                sched_yield(); /* to the guest, which may be on this CPU */
+            }
             continue;
         }
         if (!doorbells) {

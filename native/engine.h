@@ -14,6 +14,7 @@
 struct vdcm_worker {
     vdcm_reader *reader;
     vdcm_adi *adi; /* on whose behalf it works now */
+    vdcm_queue *queue;
 };
 
 struct vdcm_queue {
@@ -22,7 +23,10 @@ struct vdcm_queue {
     void *device;
     int state;
     bool doorbells;
-    size_t place;           /* in the sweep's list of doorbells */
+    bool listed;         /* it is in the sweep's list of doorbells */
+    size_t place;        /* there */
+    bool rests;          /* rest() was called, and nothing has come since */
+    uint64_t idle_since; /* ns */
     struct vdcm_queue *next; /* of the same ADI */
     atomic_bool kicked;      /* it is in the sweep's list of kicked ones */
     struct vdcm_queue *next_kicked;
@@ -68,10 +72,10 @@ struct vdcm_sweep {
     atomic_flag lock;
     atomic_int waiters;
 
-    vdcm_queue **doorbells; /* RUNNING queues with doorbells */
+    vdcm_queue **doorbells; /* RUNNING queues that are looked at */
     size_t n_doorbells;
     size_t room;
-    size_t reserved; /* queues with doorbells, RUNNING or not */
+    size_t reserved; /* queues that may be there */
     size_t cursor;   /* the next one to look at */
     size_t in_vain;  /* looks since there was work last */
     vdcm_adi *active; /* ring; the one whose turn it is */
@@ -86,6 +90,7 @@ struct vdcm_sweep {
     uint64_t spin_ns;
     uint64_t nap_ns;
     uint64_t looks;
+    uint64_t now;       /* of the last step */
     uint64_t next_look; /* ns, while there is work */
     bool threaded;
     _Atomic uint64_t naps;
@@ -100,7 +105,9 @@ void vdcm_spin_lock(atomic_flag *lock);
 void vdcm_sweep_lock(vdcm_sweep *s);
 void vdcm_sweep_unlock(vdcm_sweep *s);
 void vdcm_sweep_wake(vdcm_sweep *s);
-/* Room for one more queue with doorbells, so that adding it later cannot fail. */
+/* Is it ever looked at without a kick? */
+bool vdcm_may_be_listed(const vdcm_queue *q);
+/* Room for one more of those, so that adding it later cannot fail. */
 bool vdcm_doorbells_reserve(vdcm_sweep *s);
 void vdcm_doorbells_add(vdcm_queue *q);
 void vdcm_doorbells_remove(vdcm_queue *q);
@@ -115,7 +122,9 @@ void vdcm_activate(vdcm_adi *a);
 void vdcm_deactivate(vdcm_adi *a);
 bool vdcm_runnable(const vdcm_queue *q);
 /* Look at `queue` (RUNNING): accept what is there, and make its ADI active. True: there is work. */
-bool vdcm_look(vdcm_queue *queue);
+bool vdcm_look(vdcm_queue *queue, uint64_t now);
+/* Nothing comes: what rest() says, true without one. */
+bool vdcm_rest(vdcm_queue *queue);
 /*
  * Run the ADI whose turn it is. Returns the units done; 0 when none may run, *wait being then the ns
  * until the rate limit lets one (UINT64_MAX: there is no work).

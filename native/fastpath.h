@@ -16,7 +16,7 @@
 #include <stdint.h>
 
 enum {
-    VDCM_FASTPATH_ABI = 1,
+    VDCM_FASTPATH_ABI = 2,
     VDCM_REPORT_SIZE = 64,      /* bytes of the longest report */
     VDCM_HOLD_LIMIT = 256 << 10 /* bytes to work on between two leave() */
 };
@@ -25,10 +25,12 @@ enum {
 
 /* The thread that runs a queue, and the ADI on whose behalf it does so now. */
 typedef struct vdcm_worker vdcm_worker;
+/* The engine's side of a queue. */
+typedef struct vdcm_queue vdcm_queue;
 
 /*
  * What the engine gives to a device. Valid only while the engine is calling the device, on the same
- * thread. Errors are negative errno values.
+ * thread, but for kick(). Errors are negative errno values.
  */
 typedef struct vdcm_services {
     uint32_t abi; /* VDCM_FASTPATH_ABI */
@@ -58,6 +60,10 @@ typedef struct vdcm_services {
     /* Tells the host driver (Python) of something, an error above all. False: it is lost, because
      * the ADI has VDCM_REPORTS of them waiting already. */
     bool (*report)(vdcm_worker *worker, uint32_t code, const void *data, uint32_t size);
+    /* The queue that is being called, for kick(). */
+    vdcm_queue *(*handle)(vdcm_worker *worker);
+    /* There is something new in it: take() is called soon. From any thread, until closed(). */
+    void (*kick)(vdcm_queue *queue);
 } vdcm_services;
 
 /* What a device implements. `queue` is its own, handed over when the queue was made. */
@@ -79,6 +85,22 @@ typedef struct vdcm_fastpath {
     bool (*pending)(const void *queue);
     /* Discard everything that was accepted and is not finished. */
     void (*abort)(void *queue, vdcm_worker *worker);
+
+    /* What follows may be NULL: a device that waits for nothing but its doorbells needs none of it. */
+
+    /* Can run() do something now? If not, though there is work pending(), it waits for something that
+     * take() will see, or that kicks the queue. NULL: whenever there is work. */
+    bool (*ready)(const void *queue);
+    /*
+     * Nothing was new for a while. From now on a queue with doorbells is looked at now and then, one
+     * without not at all, until it runs or is kicked; so here the device sees to it that it will be:
+     * by whoever works for it, or by its guest's next store. False: it has not, or something has come
+     * meanwhile, and the sweep looks on. A queue without doorbells that has this is looked at from a
+     * kick on as if it had. Called again and again, too, for one that is to run empty.
+     */
+    bool (*rest)(void *queue, vdcm_worker *worker);
+    /* The engine is about to forget the queue: when this returns, nobody kicks it. From any thread. */
+    void (*closed)(void *queue);
 } vdcm_fastpath;
 
 #endif

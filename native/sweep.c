@@ -64,11 +64,18 @@ bool vdcm_doorbells_reserve(vdcm_sweep *s)
     return true;
 }
 
+bool vdcm_may_be_listed(const vdcm_queue *q)
+{
+    return q->doorbells || q->ops->rest != NULL;
+}
+
 void vdcm_doorbells_add(vdcm_queue *q)
 {
     vdcm_sweep *s = q->adi->sweep;
 
-    if (q->doorbells) {
+    q->rests = false;
+    if (!q->listed && vdcm_may_be_listed(q)) {
+        q->listed = true;
         q->place = s->n_doorbells++;
         s->doorbells[q->place] = q;
         s->in_vain = 0;
@@ -79,9 +86,10 @@ void vdcm_doorbells_remove(vdcm_queue *q)
 {
     vdcm_sweep *s = q->adi->sweep;
 
-    if (q->doorbells) {
+    if (q->listed) {
         vdcm_queue *last = s->doorbells[--s->n_doorbells];
 
+        q->listed = false;
         s->doorbells[q->place] = last;
         last->place = q->place;
     }

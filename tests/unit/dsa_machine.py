@@ -41,6 +41,11 @@ ffi.cdef(
         if not line.startswith("#")
     )
 )
+ABI = next(
+    int(line.split("=")[1].strip(" ,"))
+    for line in FASTPATH_H.read_text().splitlines()
+    if "VDCM_FASTPATH_ABI =" in line
+)
 
 
 @dataclass
@@ -123,7 +128,7 @@ class Machine:
             "raise": self._raise,
             "report": self._report,
         }
-        self._services = ffi.new("vdcm_services *", {"abi": ffi.cast("uint32_t", 1)})
+        self._services = ffi.new("vdcm_services *", {"abi": ABI})
         self._kept = []
         for name, function in self._callbacks.items():
             field = dict(ffi.typeof("vdcm_services").fields)[name]

@@ -32,8 +32,12 @@ ffi.cdef(
         uint32_t report;
         int last_error;
         uint64_t errors, lost;
+        uint64_t rested, restless, closed;
+        bool waits;
+        void *handle;
     };
-    extern char probe_fastpath, probe_of_another_version;
+    bool probe_work_is_back(struct probe *);
+    extern char probe_fastpath, probe_that_rests, probe_of_another_version;
     """
 )
 
@@ -63,7 +67,9 @@ def fastpath(name: str = "probe_fastpath") -> int:
 class Probe:
     """One queue of the device. Everything of ``struct probe`` can be read and set by name."""
 
-    def __init__(self, path: AdiPath, *, doorbells: bool = True, **settings: int) -> None:
+    def __init__(
+        self, path: AdiPath, *, doorbells: bool = True, rests: bool = False, **settings: int
+    ) -> None:
         self.doorbell = ffi.new("uint64_t *", 0)
         self.device = ffi.new(
             "struct probe *",
@@ -77,12 +83,19 @@ class Probe:
             },
         )
         self.queue: QueuePath = path.queue(
-            fastpath(), address(self.device), doorbells=doorbells, keep=self
+            fastpath("probe_that_rests" if rests else "probe_fastpath"),
+            address(self.device),
+            doorbells=doorbells,
+            keep=self,
         )
 
     def ring(self, items: int = 1) -> None:
         """The guest's store: ``items`` more of them."""
         self.doorbell[0] += items
+
+    def work_is_back(self) -> bool:
+        """What whoever works for it does, from any thread: False if nobody is to be told."""
+        return bool(library().probe_work_is_back(self.device))
 
     @property
     def done(self) -> int:

@@ -26,6 +26,12 @@ struct probe {
     int last_error;
     uint64_t errors;
     uint64_t lost;
+    /* of probe_that_rests */
+    uint64_t rested;  /* times that it was asked to */
+    uint64_t restless; /* times that it says no, yet */
+    uint64_t closed;
+    bool waits; /* accepted work cannot be run: somebody else is at work on it */
+    vdcm_queue *_Atomic handle;
 };
 
 enum { PRIMARY = 0x80000000, SECONDARY, GUEST_PASID_7 };
@@ -143,6 +149,57 @@ const vdcm_fastpath probe_fastpath = {
     .run = run,
     .pending = pending,
     .abort = abort_all,
+};
+
+static bool ready(const void *queue)
+{
+    const struct probe *p = queue;
+
+    return pending(p) && !p->waits;
+}
+
+static bool rest(void *queue, vdcm_worker *worker)
+{
+    struct probe *p = queue;
+
+    p->handle = p->services->handle(worker);
+    p->rested++;
+    if (p->restless > 0) {
+        p->restless--;
+        return false;
+    }
+    return true;
+}
+
+static void closed(void *queue)
+{
+    struct probe *p = queue;
+
+    p->handle = NULL;
+    p->closed++;
+}
+
+/* What a thread does that works for the queue: false if nobody is to be told any more. */
+__attribute__((visibility("default"))) bool probe_work_is_back(struct probe *p)
+{
+    p->waits = false;
+    if (p->handle == NULL) {
+        return false;
+    }
+    p->services->kick(p->handle);
+    return true;
+}
+
+const vdcm_fastpath probe_that_rests = {
+    .abi = VDCM_FASTPATH_ABI,
+    .name = "probe",
+    .take = take,
+    .run = run,
+    .pending = pending,
+    .abort = abort_all,
+    .ready = ready,
+    .rest = rest,
+    .closed = closed,
 };
 
 const vdcm_fastpath probe_of_another_version = {.abi = VDCM_FASTPATH_ABI + 1, .name = "probe"};

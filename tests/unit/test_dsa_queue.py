@@ -81,7 +81,7 @@ def test_a_shared_wq_out_of_range(size: int, threshold: int) -> None:
 
 
 def test_services_of_another_version_are_refused() -> None:
-    table = ffi.new("uint32_t[32]", [2])
+    table = ffi.new("uint32_t[32]", [0xFFFF])
     assert lib.dsa_queue_new(ffi.NULL, int(ffi.cast("uintptr_t", table))) == ffi.NULL
     assert ffi.errno == EINVAL
 

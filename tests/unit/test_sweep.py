@@ -102,6 +102,88 @@ def test_a_queue_without_doorbells_is_looked_at_when_kicked(bench: Bench) -> Non
     assert probe.done == 1
 
 
+def test_a_queue_that_rests_is_looked_at_from_a_kick_on_until_it_is_idle(bench: Bench) -> None:
+    probe = bench.probe(doorbells=False, rests=True)
+    bench.run()  # RUNNING counts as a kick: what came before is not missed
+    assert probe.device.rested == 1
+    probe.ring()
+    assert bench.run() == 0, "it is looked at while it rests"
+    probe.device.restless = 1
+    probe.queue.kick()
+    assert bench.sweep.step(bench.now)[0] == 1
+    probe.ring(2)  # without a kick: it is awake
+    assert bench.run() == 2
+    assert probe.device.restless == 0
+    bench.run()
+    looks = bench.sweep.counters()["looks"]
+    bench.run()
+    assert bench.sweep.counters()["looks"] == looks
+
+
+def test_a_queue_with_doorbells_rests_once_and_is_looked_at_all_the_same(bench: Bench) -> None:
+    probe = bench.probe(rests=True)
+    for items in range(1, 4):
+        bench.run()
+        bench.run()
+        assert probe.device.rested == items
+        probe.ring()
+        assert bench.run() == 1
+
+
+@pytest.mark.parametrize("doorbells", [True, False])
+def test_work_that_waits_is_not_run_until_it_is_ready(bench: Bench, doorbells: bool) -> None:
+    probe = bench.probe(doorbells=doorbells, rests=True, waits=True)
+    other = bench.probe()
+    probe.ring(2)
+    probe.queue.kick()
+    other.ring(3)
+    bench.run()
+    assert (probe.done, other.done, probe.device.accepted) == (0, 3, 2)
+    assert probe.device.rested == 1
+    assert probe.work_is_back()
+    bench.run()
+    assert probe.done == 2
+
+
+def test_a_queue_that_waits_is_drained_when_its_work_is_back(bench: Bench) -> None:
+    probe = bench.probe(doorbells=False, rests=True, waits=True)
+    probe.ring(2)
+    probe.queue.kick()
+    bench.run()
+    probe.queue.state = QueueState.DRAINING
+    bench.run()
+    assert probe.queue.state is QueueState.DRAINING
+    assert probe.work_is_back()
+    bench.run()
+    assert (probe.queue.state, probe.done) == (QueueState.STOPPED, 2)
+
+
+def test_nobody_is_to_kick_a_queue_that_was_closed(bench: Bench) -> None:
+    probe = bench.probe(doorbells=False, rests=True)
+    bench.run()
+    bench.paths.pop().close()
+    assert probe.device.closed == 1
+    assert not probe.work_is_back()
+
+
+def test_a_thread_that_sleeps_is_woken_when_work_is_back(sweep: Sweep) -> None:
+    path = sweep.adi(lambda _path: None)
+    probe = Probe(path, doorbells=False, rests=True, waits=True)
+    probe.queue.state = QueueState.RUNNING
+    probe.ring()
+    probe.queue.kick()
+    wait_until(lambda: bool(probe.device.rested))
+    for items in range(1, 20):
+        assert probe.work_is_back()
+        wait_until(lambda items=items: probe.done == items)  # type: ignore[misc]
+        rested = probe.device.rested
+        probe.device.waits = True
+        probe.ring()
+        probe.queue.kick()
+        wait_until(lambda rested=rested: probe.device.rested > rested)  # type: ignore[misc]
+    path.close()
+
+
 def test_stopped_keeps_and_abort_discards(bench: Bench) -> None:
     probe = bench.probe(cost=64 << 10)
     probe.ring(3)
