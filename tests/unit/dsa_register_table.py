@@ -7,10 +7,10 @@ row has are in ``gaps``.
 Where the specification leaves it to the implementation, this is what was chosen:
 
 * Table offsets are those of figure 9-1 and there are 64 bytes of WQCFG.
-* What belongs to an event log, inter-domain operations, WQ occupancy interrupts, ATS and PRS of
-  single WQs, and read buffers is reserved, as the capability bits are 0; WQ ATS Disable and WQ PRS
-  Disable are hardwired to 0 (9.2.24), and no bit of CMDPARAM is implemented (9.2.20).
-* WQ Block on Fault Enable is stored without Block on Fault Support, as Enable WQ checks it (5.2).
+* What belongs to an event log, inter-domain operations, WQ occupancy interrupts and PRS of single
+  WQs is reserved, as the capability bits are 0; WQ PRS Disable is hardwired to 0 (9.2.24), and no
+  bit of CMDPARAM is implemented (9.2.20).
+* There are 16 read buffers for each engine.
 * OPCFG has the bits of all operations that the specification defines, as Enable WQ checks it
   against OPCAP (5.2); the others are read as 0 (9.2.24).
 """
@@ -103,6 +103,10 @@ class Shape:
 
     engines = groups
 
+    @property
+    def read_buffers(self) -> int:
+        return 16 * self.engines
+
 
 SHAPES = {
     "dsa-1dwq": Shape(1, 32, shared=False, dedicated=True),
@@ -185,7 +189,7 @@ def _registers(shape: Shape) -> Iterator[Row]:
             Bits(3, 3, UNUSED),
             Bits(2, 2, RO, "Cache Control Support", 1),
             Bits(1, 1, RO, "Overlapping Copy Support", 1),
-            Bits(0, 0, RO, "Block on Fault Support", 0),
+            Bits(0, 0, RO, "Block on Fault Support", 1),
         ),
     )
     yield Row(
@@ -200,7 +204,7 @@ def _registers(shape: Shape) -> Iterator[Row]:
             Bits(53, 53, RO, "WQ Occupancy Interrupt Support", 0),
             Bits(52, 52, RO, "WQ Occupancy Support", 1),
             Bits(51, 51, RO, "WQ Priority Support", 1),
-            Bits(50, 50, RO, "WQ ATS Support", 0),
+            Bits(50, 50, RO, "WQ ATS Support", 1),
             Bits(49, 49, RO, "Dedicated Mode Support", int(shape.dedicated)),
             Bits(48, 48, RO, "Shared Mode Support", int(shape.shared)),
             Bits(47, 28, UNUSED),
@@ -218,9 +222,9 @@ def _registers(shape: Shape) -> Iterator[Row]:
             Bits(63, 20, UNUSED),
             Bits(19, 19, RO, "Bandwidth Limit Support", 0),
             Bits(18, 18, RO, "Descriptors in Progress Limit Supported", 0),
-            Bits(17, 17, RO, "Global Read Buffer Limit Supported", 0),
-            Bits(16, 16, RO, "Read Buffer Controls Supported", 0),
-            Bits(15, 8, RO, "Total Read Buffers", 0),
+            Bits(17, 17, RO, "Global Read Buffer Limit Supported", 1),
+            Bits(16, 16, RO, "Read Buffer Controls Supported", 1),
+            Bits(15, 8, RO, "Total Read Buffers", shape.read_buffers),
             Bits(7, 0, RO, "Number of Groups", shape.groups),
         ),
     )
@@ -263,7 +267,7 @@ def _registers(shape: Shape) -> Iterator[Row]:
             Bits(13, 13, RSVD, "Event Log Enable"),
             Bits(12, 12, RWL, "User-mode Interrupts Enable", lock=Lock.DEVICE),
             Bits(11, 8, RSVD),
-            Bits(7, 0, RSVD, "Global Read Buffer Limit"),
+            Bits(7, 0, RWL, "Global Read Buffer Limit", shape.read_buffers, Lock.DEVICE),
         ),
     )
     yield Row(
@@ -420,10 +424,10 @@ def _tables(shape: Shape) -> Iterator[Row]:
                 Bits(35, 34, RSVD),
                 Bits(33, 32, RSVD, "Work Descriptors in Progress Limit"),
                 Bits(31, 28, RSVD),
-                Bits(27, 20, RO, "Read Buffers Allowed", 0),
+                Bits(27, 20, RWL, "Read Buffers Allowed", shape.read_buffers, lock),
                 Bits(19, 16, RSVD),
-                Bits(15, 8, RO, "Read Buffers Reserved", 0),
-                Bits(7, 7, RSVD, "Use Global Read Buffer Limit"),
+                Bits(15, 8, RWL, "Read Buffers Reserved", lock=lock),
+                Bits(7, 7, RWL, "Use Global Read Buffer Limit", lock=lock),
                 Bits(6, 6, RSVD),
                 Bits(5, 3, RWL, "TC-B", lock=lock),
                 Bits(2, 0, RWL, "TC-A", lock=lock),
@@ -462,7 +466,7 @@ def _wqcfg(shape: Shape, wq: int) -> Row:
         Bits(91, 72, RWL, "WQ PASID", lock=lock),
         Bits(71, 68, RWL, "WQ Priority", lock=lock),
         Bits(67, 67, RSVD, "WQ PRS Disable"),
-        Bits(66, 66, RSVD, "WQ ATS Disable"),
+        Bits(66, 66, RWL, "WQ ATS Disable", lock=lock),
         Bits(65, 65, RWL, "WQ Block on Fault Enable", lock=lock),
         Bits(64, 64, RWL, "WQ Mode", lock=lock),
         Bits(63, 48, RSVD),

@@ -180,9 +180,12 @@ class Walk:
         self._same(offset, width)
 
     def configure(self, modes: list[int]) -> None:
-        """Work queues in these modes, and all engines, in group 0; the others empty."""
+        """Work queues in these modes, and all engines, in group 0; the others empty. The read
+        buffers are as after a reset."""
         count = len(modes)
+        self.write(0x80, 4, 16 * count)
         for group in range(count):
+            self.write(0x628 + 64 * group, 8, 16 * count << 20)
             self.write(0x600 + 64 * group, 8, (1 << count) - 1 if group == 0 else 0)
             self.write(0x620 + 64 * group, 8, (1 << count) - 1 if group == 0 else 0)
         for wq, mode in enumerate(modes):

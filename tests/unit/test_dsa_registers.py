@@ -104,7 +104,7 @@ def test_a_generation_without_operations_per_queue_allows_what_there_is() -> Non
     assert made.allowed_operations(0) == [OPERATIONS, 0, 0, 0]
 
 
-@pytest.mark.parametrize("wrong", [{"wqs": 0}, {"wqs": 64}, {"groups": 9}, {"engines": 65}])
+@pytest.mark.parametrize("wrong", [{"wqs": 0}, {"wqs": 64}, {"groups": 9}, {"engines": 64}])
 def test_a_composition_that_the_tables_do_not_hold_is_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(DeclarationError):
         capabilities(**wrong)
@@ -123,7 +123,7 @@ def test_writes_leave_everything_readable_and_reserved_bits_zero(data: st.DataOb
         assert bar.read(offset, 4) == before[offset], hex(offset)
     assert bar.read(0x88, 4) & ~3 == 0
     for wq in range(WQS):
-        assert made.WQMODE[wq].value & ~0x3FFF_FFF3 == 0
+        assert made.WQMODE[wq].value & ~0x3FFF_FFF7 == 0
         assert made.WQSTATE[wq].value == 0
 
 
@@ -160,6 +160,11 @@ def test_a_right_configuration_is_enabled() -> None:
         (change("GRPWQS", 0, "WQS", 0b001), 0x16),
         (change("WQSIZE", 0, "SIZE", 0), 0x16),
         (change("GRPENGINES", 1, "ENGINES", 0b11), 0x17),
+        (change("GENCFG", None, "READ_BUFFER_LIMIT", 33), 0x18),
+        (change("GRPFLAGS", 0, "READ_BUFFERS_ALLOWED", 3), 0x18),
+        (change("GRPFLAGS", 0, "READ_BUFFERS_ALLOWED", 33), 0x18),
+        (change("GRPFLAGS", 1, "READ_BUFFERS_RESERVED", 1), 0x18),  # group 0 has all of them
+        (change("GRPFLAGS", 1, "READ_BUFFERS_RESERVED", 33), 0x18),
     ],
 )
 def test_enable_device_says_what_is_wrong(
@@ -168,6 +173,32 @@ def test_enable_device_says_what_is_wrong(
     made = configured()
     wrong(made)
     assert device_enable_error(made, bus_master=True) == error
+
+
+def test_read_buffers_may_be_reserved_and_limited() -> None:
+    made = configured()
+    for group, (reserved, allowed) in enumerate(((10, 25), (7, 22))):
+        made.GRPFLAGS[group].READ_BUFFERS_RESERVED = reserved
+        made.GRPFLAGS[group].READ_BUFFERS_ALLOWED = allowed
+        made.GRPFLAGS[group].USE_READ_BUFFER_LIMIT = 1
+    made.GENCFG.READ_BUFFER_LIMIT = 8
+    assert device_enable_error(made, bus_master=True) is CommandError.SUCCESS
+    made.GENCFG.READ_BUFFER_LIMIT = 7
+    assert device_enable_error(made, bus_master=True) == 0x18
+    made.GRPFLAGS[1].USE_READ_BUFFER_LIMIT = 0
+    assert device_enable_error(made, bus_master=True) is CommandError.SUCCESS
+    made.GRPFLAGS[0].READ_BUFFERS_RESERVED = 11  # of 32 there are 14 left for whoever is first
+    made.GRPFLAGS[1].READ_BUFFERS_ALLOWED = 21
+    assert device_enable_error(made, bus_master=True) is CommandError.SUCCESS
+    made.GRPFLAGS[1].READ_BUFFERS_ALLOWED = 22
+    assert device_enable_error(made, bus_master=True) == 0x18
+
+
+def test_a_group_without_engines_has_no_read_buffers() -> None:
+    made = configured()
+    made.WQSIZE[2].SIZE = made.GRPWQS[1].WQS = made.GRPENGINES[1].ENGINES = 0
+    made.GRPFLAGS[1].READ_BUFFERS_RESERVED = 33
+    assert device_enable_error(made, bus_master=True) is CommandError.SUCCESS
 
 
 def test_enable_device_needs_a_bus_master() -> None:

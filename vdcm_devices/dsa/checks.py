@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 
 from vdcm_devices.dsa.codes import CommandError, DeviceState, WqMode, WqState
-from vdcm_devices.dsa.registers import DsaRegisters
+from vdcm_devices.dsa.registers import BUFFERS_NEEDED, DsaRegisters
 
 
 def device_enable_error(registers: DsaRegisters, *, bus_master: bool) -> CommandError:
@@ -17,7 +17,7 @@ def device_enable_error(registers: DsaRegisters, *, bus_master: bool) -> Command
     sizes = [wq.SIZE for wq in registers.WQSIZE]
     if sum(sizes) > registers.WQCAP.TOTAL_SIZE:
         return CommandError.WQ_SIZES
-    return _groups_error(registers, sizes)
+    return _groups_error(registers, sizes) or _read_buffers_error(registers)
 
 
 def _groups_error(registers: DsaRegisters, sizes: list[int]) -> CommandError:
@@ -35,6 +35,25 @@ def _groups_error(registers: DsaRegisters, sizes: list[int]) -> CommandError:
         all_engines |= engines
     if all_wqs != sum(1 << wq for wq, size in enumerate(sizes) if size):
         return CommandError.GROUP_WQS
+    return CommandError.SUCCESS
+
+
+def _read_buffers_error(registers: DsaRegisters) -> CommandError:
+    """Groups with engines have enough read buffers and no more than there are."""
+    total, limit = registers.GRPCAP.READ_BUFFERS, registers.GENCFG.READ_BUFFER_LIMIT
+    groups = [
+        (BUFFERS_NEEDED * engines.ENGINES.bit_count(), flags)
+        for engines, flags in zip(registers.GRPENGINES, registers.GRPFLAGS, strict=True)
+        if engines.ENGINES
+    ]
+    limited = sum(needed for needed, flags in groups if flags.USE_READ_BUFFER_LIMIT)
+    free = total - sum(flags.READ_BUFFERS_RESERVED for _, flags in groups)
+    if limit > total or limited > limit or free < 0:
+        return CommandError.READ_BUFFERS
+    for needed, flags in groups:
+        reserved = flags.READ_BUFFERS_RESERVED
+        if not max(needed, reserved) <= flags.READ_BUFFERS_ALLOWED <= reserved + free:
+            return CommandError.READ_BUFFERS
     return CommandError.SUCCESS
 
 
@@ -77,7 +96,7 @@ def _mode_error(
         return CommandError.WQ_MODE
     if not config.PRIORITY:
         return CommandError.WQ_PRIORITY
-    if config.BLOCK_ON_FAULT:
+    if config.BLOCK_ON_FAULT:  # there are no page requests that could be enabled
         return CommandError.BLOCK_ON_FAULT
     if config.PASID_ENABLE and not pasid_enabled:
         return CommandError.PASID_ENABLE

@@ -69,6 +69,7 @@ class CommandError(IntEnum):
     GROUP_INCOMPLETE = 0x15
     GROUP_WQS = 0x16
     GROUP_ENGINES = 0x17
+    READ_BUFFERS = 0x18
     DEVICE_NOT_ENABLED = 0x20
     WQ_NOT_DISABLED = 0x21
     WQ_SIZE = 0x22

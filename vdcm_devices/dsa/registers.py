@@ -27,6 +27,9 @@ MOST_GROUPS: Final = (WQ_CONFIGURATION - GROUP_CONFIGURATION) // 64
 DEFINED_OPERATIONS: Final = 0x7B_7FBF_07FF
 """A bit for each operation of table 8-2; OPCFG has no others (9.2.24)."""
 MOST_WQS: Final = (GROUP_CONFIGURATION - MSIX_PERMISSIONS) // 8 - 1
+BUFFERS_NEEDED: Final = 4
+"""Read buffers that a group is allowed for each of its engines, at least (9.2.23)."""
+_MOST_BUFFERS = 0xFF
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Capabilities:
         for name, limit in (
             ("wqs", MOST_WQS),
             ("groups", MOST_GROUPS),
-            ("engines", 64),
+            ("engines", _MOST_BUFFERS // BUFFERS_NEEDED),
             ("total_wq_size", 0xFFFF),
         ):
             value = getattr(self, name)
@@ -69,6 +72,11 @@ class Capabilities:
     def vectors(self) -> int:
         """Entries of the MSI-X table: one for events of the device, one for each WQ."""
         return self.wqs + 1
+
+    @property
+    def read_buffers(self) -> int:
+        """Of all engines together: 16 each, about what the hardware has."""
+        return min(_MOST_BUFFERS, 16 * self.engines)
 
 
 class DsaRegisters(RegisterMap):
@@ -86,7 +94,7 @@ class DsaRegisters(RegisterMap):
         64,
         RO,
         fields={
-            "BLOCK_ON_FAULT": Field(0),
+            "BLOCK_ON_FAULT": Field(0, reset=1),
             "OVERLAPPING_COPY": Field(1),
             "CACHE_CONTROL": Field(2),
             "COMMAND_CAPABILITIES": Field(4, reset=1),
@@ -113,7 +121,7 @@ class DsaRegisters(RegisterMap):
             "WQCFG_SIZE": Field(24, 4, reset=1, doc="2^(5 + this) bytes: 64."),
             "SHARED": Field(48),
             "DEDICATED": Field(49),
-            "ATS": Field(50),
+            "ATS": Field(50, reset=1),
             "PRIORITY": Field(51, reset=1),
             "OCCUPANCY": Field(52, reset=1),
             "OCCUPANCY_INTERRUPT": Field(53),
@@ -126,8 +134,15 @@ class DsaRegisters(RegisterMap):
         0x30,
         64,
         RO,
-        fields={"GROUPS": Field(0, 8), "READ_BUFFERS": Field(8, 8), "CONTROLS": Field(16, 4)},
-        doc="Group capabilities; read buffers are hardware, of which there is none (9.2.4).",
+        fields={
+            "GROUPS": Field(0, 8),
+            "READ_BUFFERS": Field(8, 8),
+            "READ_BUFFER_CONTROLS": Field(16, reset=1),
+            "READ_BUFFER_LIMIT": Field(17, reset=1),
+            "PROGRESS_LIMIT": Field(18),
+            "BANDWIDTH_LIMIT": Field(19),
+        },
+        doc="Group capabilities (9.2.4).",
     )
     ENGCAP = Register(
         0x38, 64, RO, fields={"ENGINES": Field(0, 8)}, doc="Engine capabilities (9.2.5)."
@@ -155,7 +170,7 @@ class DsaRegisters(RegisterMap):
     GENCFG = Register(
         0x80,
         32,
-        fields={"USER_INTERRUPTS": Field(12)},
+        fields={"READ_BUFFER_LIMIT": Field(0, 8), "USER_INTERRUPTS": Field(12)},
         doc="Writable while the device is disabled (9.2.8).",
     )
     GENCTRL = Register(
@@ -278,7 +293,10 @@ class DsaRegisters(RegisterMap):
             DEDICATED=capabilities.dedicated,
             OPERATIONS=capabilities.wq_operations,
         )
-        self.GRPCAP.preset(GROUPS=capabilities.groups)
+        self.GRPCAP.preset(GROUPS=capabilities.groups, READ_BUFFERS=capabilities.read_buffers)
+        self.GENCFG.preset(READ_BUFFER_LIMIT=capabilities.read_buffers)
+        for flags in self.GRPFLAGS:
+            flags.preset(READ_BUFFERS_ALLOWED=capabilities.read_buffers)
         self.ENGCAP.preset(ENGINES=capabilities.engines)
         for i, operations in enumerate(self.wq_operations):
             allowed = capabilities.operations >> 64 * i & (1 << 64) - 1
@@ -329,8 +347,14 @@ def registers_class(wqs: int, groups: int, engines: int) -> type[DsaRegisters]:
             64,
             count=groups,
             stride=64,
-            fields={"TC_A": Field(0, 3), "TC_B": Field(3, 3)},
-            doc="Traffic classes, which make no difference here (9.2.23).",
+            fields={
+                "TC_A": Field(0, 3),
+                "TC_B": Field(3, 3),
+                "USE_READ_BUFFER_LIMIT": Field(7),
+                "READ_BUFFERS_RESERVED": Field(8, 8),
+                "READ_BUFFERS_ALLOWED": Field(20, 8),
+            },
+            doc="Traffic classes and read buffers: what they are makes no difference (9.2.23).",
         )
         WQSIZE = Register(
             WQ_CONFIGURATION,
@@ -356,6 +380,7 @@ def registers_class(wqs: int, groups: int, engines: int) -> type[DsaRegisters]:
             fields={
                 "MODE": Field(0, values=WqMode),
                 "BLOCK_ON_FAULT": Field(1),
+                "ATS_DISABLE": Field(2),
                 "PRIORITY": Field(4, 4),
                 "PASID": Field(8, 20),
                 "PASID_ENABLE": Field(28),
