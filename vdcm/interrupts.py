@@ -170,6 +170,15 @@ class Interrupts:
         if self.observer is not None:
             self.observer(f"interrupt {vector} lost: neither MSI-X nor MSI is enabled")
 
+    def clear_pending(self) -> None:
+        """Forget what waits to be delivered, as a device may when it is reset by its driver."""
+        for _, sources in self._sources_of(self._sources):
+            for source in sources:
+                source.clear()
+        for kind, state in self._kinds.items():
+            state.pending.clear()
+            self._show_pending(kind)
+
     def set_line(self, asserted: bool) -> None:
         """Set the level of the interrupt line.
 
@@ -405,9 +414,8 @@ class Interrupts:
         for _, sources in self._sources_of(self._sources):
             for source in sources:
                 source.block(True)
-                source.clear()
+        self.clear_pending()
         for state in self._kinds.values():
-            state.pending.clear()
             state.enabled = state.all_masked = False
             state.given = state.count
             state.guest_masked.clear()

@@ -171,7 +171,9 @@ def test_a_command_that_there_is_not(device: FakeDevice, code: int) -> None:
         (Command.RESET_WQ, 15 << 16 | 1, CommandError.WQ_INDEX),
         (Command.REQUEST_INTERRUPT_HANDLE, WQS + 1, CommandError.INTERRUPT_INDEX),
         (Command.REQUEST_INTERRUPT_HANDLE, 1 << 16, CommandError.INTERRUPT_INDEX),
+        (Command.REQUEST_INTERRUPT_HANDLE, 1 << 17, CommandError.RESERVED),
         (Command.RELEASE_INTERRUPT_HANDLE, WQS + 1, CommandError.INTERRUPT_INDEX),
+        (Command.RELEASE_INTERRUPT_HANDLE, 1 << 19, CommandError.RESERVED),
     ],
 )
 def test_error_codes(device: FakeDevice, code: int, operand: int, error: int) -> None:

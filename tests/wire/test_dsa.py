@@ -282,6 +282,23 @@ def test_an_ignored_completion_interrupts_nobody_and_is_not_pending(dsa: DsaClie
     assert dsa.events[1].wait(5.0) == 1, "what is pending is delivered all the same (9.2.22)"
 
 
+def test_reset_device_forgets_what_is_pending_and_keeps_the_msix_table(dsa: DsaClient) -> None:
+    """Table 9-3."""
+    dsa.enable_interrupts()
+    dsa.write(0x4000 + 16 + 8, 0x1234)
+    for vector in (0, 1):
+        dsa.write(0x4000 + 16 * vector + 12, 1)
+    assert dsa.run(0, NOOP, INTERRUPT, handle=1).status == 1
+    assert dsa.command(Command.DRAIN_ALL, interrupt=True) == 0
+    assert dsa.read(0x5000, 8) == 0b11
+    assert dsa.command(Command.RESET_DEVICE) == 0
+    assert (dsa.read(0x5000, 8), dsa.read(0x98)) == (0, 0)
+    assert (dsa.read(0x4000 + 16 + 8), dsa.read(0x4000 + 16 + 12)) == (0x1234, 1)
+    for vector in (0, 1):
+        dsa.write(0x4000 + 16 * vector + 12, 0)
+    assert [event.wait(0.05) for event in dsa.events] == [0, 0]
+
+
 def test_few_messages_make_a_handle_unavailable(tmp_path: Path) -> None:
     lab = Lab(tmp_path, ims=1)
     try:

@@ -133,6 +133,15 @@ def test_the_first_error_stays_and_others_overflow(lab: Lab) -> None:
     assert dsa.read(0xC0) & 3 == 1
     dsa.write(0xC0, 1, 8)
     assert dsa.read(0xC0) & 3 == 0
+    for _ in range(2):
+        dsa.submit(0, descriptor(0x77, 0))
+    assert dsa.command(Command.DRAIN_ALL) == 0
+    dsa.write(0xC0, 1)
+    assert dsa.read(0xC0) & 3 == 2, "Overflow stays until it is cleared itself (9.2.15)"
+    dsa.submit(0, descriptor(0x78, 0))
+    assert dsa.command(Command.DRAIN_ALL) == 0
+    word = dsa.read(0xC0, 8)
+    assert (word & 3, word >> 32 & 0xFF) == (3, 0x78)
 
 
 def test_a_dedicated_queue_that_is_full(lab: Lab) -> None:

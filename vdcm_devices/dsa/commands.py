@@ -313,21 +313,25 @@ class Commands:
     # Interrupt handles. There is no IMS for the guest, so bit 16 selects a table without entries.
 
     def _request_handle(self, operand: int) -> None:
-        if operand >= len(self._device.registers.MSIXPERM):
-            self._end(CommandError.INTERRUPT_INDEX)
-            return
-        handle = self._device.request_handle(operand)
+        error = self._entry_error(operand)
+        handle = None if error else self._device.request_handle(operand)
         if handle is None:
-            self._end(CommandError.NO_INTERRUPT_HANDLE)
+            self._end(error or CommandError.NO_INTERRUPT_HANDLE)
         else:
             self._end(result=handle)
 
     def _release_handle(self, operand: int) -> None:
+        error = self._entry_error(operand)
+        if not error:
+            self._device.release_handle(operand)
+        self._end(error)
+
+    def _entry_error(self, operand: int) -> CommandError:
+        if operand >> 17:
+            return CommandError.RESERVED
         if operand >= len(self._device.registers.MSIXPERM):
-            self._end(CommandError.INTERRUPT_INDEX)
-            return
-        self._device.release_handle(operand)
-        self._end()
+            return CommandError.INTERRUPT_INDEX
+        return CommandError.SUCCESS
 
     _HANDLERS: Final = {
         Command.ENABLE_DEVICE: _enable_device,

@@ -196,6 +196,7 @@ class DsaVdev(Vdev):
         registers.reset()
         for register, value in zip(kept, values, strict=True):
             register.value = value
+        self.interrupts.clear_pending()
         self._apply_handles()
 
     def _halt(self) -> None:
@@ -270,7 +271,9 @@ class DsaVdev(Vdev):
         if registers.SWERROR.VALID:
             registers.SWERROR.OVERFLOW = 1
             return
+        overflow = registers.SWERROR.OVERFLOW  # until the guest clears it, too
         registers.SWERROR.value = words[0]
+        registers.SWERROR.OVERFLOW = overflow
         registers.SWERROR_INFORMATION.value = words[1]
         registers.SWERROR_ADDRESS.value = words[2]
         if registers.GENCTRL.SOFTWARE_ERROR:
