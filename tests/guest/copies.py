@@ -54,10 +54,27 @@ def copy(machine: Machine, *, limit: float = 60.0, **parameters: int | str) -> C
     Raises GuestError if there was no run, or if a lost copy keeps the module.
     """
     machine.check(insmod(parameters), limit)
+    return _end(machine)
+
+
+def begin(machine: Machine, **parameters: int | str) -> None:
+    """Begin a run, for ``abandon`` to end; it may not have come to its first copy yet."""
+    machine.check(f"{insmod(parameters)} >/run/dmacopy 2>&1 &")
+
+
+def abandon(machine: Machine, *, limit: float = 30.0) -> Counts:
+    """Wait at most ``limit`` seconds for the end of a run that has ``begun``. Copies that are lost
+    must be so for good, because the device has been reset or has aborted them: the module goes.
+    """
+    machine.check(f"until [ -e {_RESULT} ]; do usleep 20000; done; cat /run/dmacopy", limit)
+    return _end(machine, "echo 1 >/sys/module/dmacopy/parameters/abandon; ")
+
+
+def _end(machine: Machine, before: str = "") -> Counts:
     try:
         words = machine.check(f"cat {_RESULT}").split()
         return Counts(**dict(zip(words[::2], map(int, words[1::2]), strict=True)))
     finally:
-        gone = machine.run("rmmod dmacopy")
+        gone = machine.run(f"{before}rmmod dmacopy")
         if gone.status:
             raise GuestError(f"{gone.output}\n{machine.check('dmesg | grep dmacopy:')}")

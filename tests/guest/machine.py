@@ -208,11 +208,18 @@ class Machine:
             raise self._error(f"status {result.status} from: {command}\n{result.output}")
         return result.output
 
-    def reboot(self) -> None:
-        """Reboot the guest (the devices are reset) and wait until it takes commands again."""
+    def reboot(self, how: str = "reboot -f") -> None:
+        """Reboot the guest (the devices are reset) and wait until it takes commands again.
+
+        ``how`` is what it is to do itself; with nothing, QEMU resets the machine.
+        """
         self.qmp.execute("set-action", reboot="reset")
-        deadline = time.monotonic() + BOOT_SECONDS
-        self._send(f"reboot 1 {base64.b64encode(b'reboot -f').decode()}\n".encode(), deadline, "")
+        if how:
+            encoded = base64.b64encode(how.encode()).decode()
+            deadline = time.monotonic() + BOOT_SECONDS
+            self._send(f"reboot 1 {encoded}\n".encode(), deadline, how)
+        else:
+            self.qmp.execute("system_reset")
         # What a dying guest still sends is not the new one's.
         self._wait_ready()
         self.qmp.execute("set-action", reboot="shutdown")

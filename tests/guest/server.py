@@ -75,6 +75,13 @@ class Server:
         """It has been started and has not ended."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int:
+        """Its process id; ServerError if it does not run."""
+        if self._process is None:
+            raise ServerError("the server is not started")
+        return self._process.pid
+
     def socket(self, name: str) -> Path:
         """The socket of a VDEV."""
         return self.folder / f"{name}.sock"
@@ -157,7 +164,13 @@ class Server:
             shown: dict[str, Any] = client.call("show", name=name)
         return shown
 
-    def set(self, name: str, **values: int) -> None:
+    def parents(self) -> list[dict[str, Any]]:
+        """What ``vdcm parents --json`` prints."""
+        with ControlClient(self.control) as client:
+            found: list[dict[str, Any]] = client.call("parents")
+        return found
+
+    def set(self, name: str, **values: int | str) -> None:
         """What ``vdcm set`` does."""
         with ControlClient(self.control) as client:
             client.call("set", name=name, values=values)

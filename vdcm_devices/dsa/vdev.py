@@ -41,6 +41,9 @@ from vdcm_devices.dsa.registers import (
 )
 from vdcm_devices.dsa.workqueue import WorkQueue
 
+_RESETS: Final = {"software": ResetType.SOFTWARE, "function": ResetType.FUNCTION}
+"""What a VDEV may need; a reset of its function does all that a warm or cold one could."""
+
 
 class DsaVdev(Vdev):
     """A virtual DSA with ``dwqs`` dedicated work queues and then ``swqs`` shared ones; or with so
@@ -57,6 +60,12 @@ class DsaVdev(Vdev):
     )
     weight = Property(16, minimum=1, maximum=255, doc="Share of each ADI under contention.")
     rate = Property(0, maximum=(1 << 50) - 1, doc="Bytes a second of each ADI; 0: no limit.")
+    halt = Property(
+        "no",
+        choices=("no", *_RESETS),
+        doc="Set it and the device halts, as after a fault of the hardware (5.7), until the guest "
+        "has reset it: by the Reset Device command (software), or by a function-level reset.",
+    )
 
     def __init__(
         self,
@@ -198,17 +207,21 @@ class DsaVdev(Vdev):
             register.value = value
         self.interrupts.clear_pending()
         self._apply_handles()
+        self.halt = "no"
 
-    def _halt(self) -> None:
-        """An unsupported change in configuration space: only a reset helps (5.7, 9.1.3)."""
+    def _halt(self, reset: ResetType) -> None:
+        """Stop all work, which nobody is told of; only a reset helps (5.7)."""
         self.set_state(DeviceState.HALT)
-        self.registers.GENSTS.RESET = ResetType.FUNCTION
+        self.registers.GENSTS.RESET = max(reset, self.registers.GENSTS.RESET)
         self.commands.cancel(CommandError.HARDWARE)
         for adi in self.adis:
             adi.driver.reset(adi)
-        self.software_error(SoftwareError.PCI_CONFIGURATION)
         if self.registers.GENCTRL.HALT:
             self.raise_cause(Cause.HALT)
+
+    def on_set_halt(self, reset: str) -> None:
+        if reset in _RESETS:
+            self._halt(_RESETS[reset])
 
     def on_bus_master_change(self, _enabled: bool) -> None:
         self._on_pci_change()
@@ -217,8 +230,10 @@ class DsaVdev(Vdev):
         self._on_pci_change()
 
     def _on_pci_change(self) -> None:
+        """What the device does not take while it is enabled (9.1.3)."""
         if self.registers.GENSTS.STATE in (DeviceState.ENABLED, DeviceState.DRAINING):
-            self._halt()
+            self.software_error(SoftwareError.PCI_CONFIGURATION)
+            self._halt(ResetType.FUNCTION)
 
     @property
     def pasid_enabled(self) -> bool:
@@ -234,7 +249,8 @@ class DsaVdev(Vdev):
 
     def raise_cause(self, cause: Cause) -> None:
         self.registers.INTCAUSE.value |= cause
-        self.interrupts.signal(0)
+        if self.bus_master:  # its messages are writes of memory, too (PCIe 5.0, 7.5.1.1.3)
+            self.interrupts.signal(0)
 
     def request_handle(self, index: int) -> int | None:
         if index not in self.handles:
@@ -320,6 +336,7 @@ class DsaVdev(Vdev):
         super().reset()
 
     def on_reset(self) -> None:
+        self.halt = "no"
         self.handles.clear()
         for queue in self.work_queues:
             if self.dynamic:

@@ -249,6 +249,7 @@ static bool over(void)
 void copy_all(struct worker *worker)
 {
     unsigned int next = 0, busy;
+    bool first = true;
 
     do {
         busy = 0;
@@ -259,6 +260,9 @@ void copy_all(struct worker *worker)
                 submit(worker, slot, next++);
             busy += slot->busy;
         }
+        if (first)
+            under_way();
+        first = false;
         if (busy)
             await(worker);
         for (unsigned int i = 0; i < depth; i++) {

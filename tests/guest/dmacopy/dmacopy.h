@@ -14,7 +14,7 @@
 
 /* Parameters of the module. */
 extern unsigned int depth, min_size, max_size, timeout, fault;
-extern bool polled;
+extern bool polled, leave;
 
 /* What `fault` may be: how each thread's first copy is spoiled. */
 enum { NOTHING, TARGET, BEFORE, BEHIND, ELSEWHERE, SOURCE, COMPLETION, FAULTS };
@@ -83,3 +83,6 @@ bool contents(struct worker *worker, bool compare, u8 *piece);
 
 /* All copies of the worker. */
 void copy_all(struct worker *worker);
+
+/* A thread has in flight what it may have at first: called once by each. */
+void under_way(void);

@@ -13,7 +13,9 @@
  *
  * A copy that has not been completed in `timeout` seconds is lost, and nothing new is begun. It may
  * yet be carried out: unless that has happened when insmod returns, the memory, the channels and the
- * module stay until the guest reboots.
+ * module stay until the guest reboots, or until it is said that it never will be:
+ *
+ *   echo 1 >/sys/module/dmacopy/parameters/abandon; rmmod dmacopy
  */
 #define pr_fmt(format) KBUILD_MODNAME ": " format
 
@@ -74,6 +76,26 @@ MODULE_PARM_DESC(fault, "spoil each thread's first copy, to see that it is found
                         "target, 2 before it, 3 behind it, 4 farther away, 5 of the source, 6 the "
                         "completion does not come");
 
+bool leave;
+module_param(leave, bool, 0444);
+MODULE_PARM_DESC(leave, "give the channels back as soon as every thread has its first copies in "
+                        "flight, so that their driver may be taken away; there must be no more");
+
+static bool kept; /* because of lost copies */
+
+static int abandon_set(const char *value, const struct kernel_param *parameter)
+{
+    if (!xchg(&kept, false))
+        return -EINVAL;
+    module_put(THIS_MODULE);
+    return 0;
+}
+
+static const struct kernel_param_ops abandon = {.set = abandon_set};
+module_param_cb(abandon, &abandon, NULL, 0200);
+MODULE_PARM_DESC(abandon, "written: lost copies will not be carried out any more, as the device has "
+                          "been reset or has aborted them; rmmod gives everything back");
+
 #define MOST 256 /* threads, and copies of each in flight */
 #define LARGEST ((4u << 20) - 4 * PAGE_SIZE) /* x86 kernels allocate 4 MiB in one piece */
 
@@ -84,7 +106,23 @@ static struct dma_chan *taken[MOST];
 static struct worker *workers;
 static struct dentry *folder;
 static atomic_t running;
+static atomic_t starting;
+static bool holding; /* memory and channels, when insmod returns */
 static DECLARE_COMPLETION(finished);
+
+static void release_channels(void)
+{
+    for (unsigned int i = 0; i < channels && taken[i]; i++) {
+        dma_release_channel(taken[i]);
+        taken[i] = NULL;
+    }
+}
+
+void under_way(void)
+{
+    if (leave && atomic_dec_and_test(&starting))
+        release_channels();
+}
 
 static int work(void *argument)
 {
@@ -163,8 +201,7 @@ static void release(void)
         give_back(&worker->source);
     }
     kfree(workers);
-    for (unsigned int i = 0; i < channels && taken[i]; i++)
-        dma_release_channel(taken[i]);
+    release_channels();
 }
 
 static int run(u8 *piece)
@@ -181,6 +218,7 @@ static int run(u8 *piece)
             return error;
     }
     atomic_set(&running, threads);
+    atomic_set(&starting, threads);
     begin = ktime_get_ns();
     for (unsigned int i = 0; i < threads; i++)
         wake_up_process(workers[i].task);
@@ -217,7 +255,7 @@ static bool valid(void)
 {
     return threads && threads <= MOST && depth && depth <= MOST && channels &&
            channels <= threads && min_size && min_size <= max_size && max_size <= LARGEST &&
-           timeout && timeout <= 3600 && fault < FAULTS;
+           timeout && timeout <= 3600 && fault < FAULTS && !(leave && copies > threads * depth);
 }
 
 static int request(void)
@@ -251,6 +289,7 @@ static int __init dmacopy_init(void)
     kfree(piece);
     if (atomic_read(&counts.lost) > atomic_read(&counts.late)) {
         __module_get(THIS_MODULE);
+        kept = holding = true;
         error = 0;
     } else {
         release();
@@ -268,6 +307,8 @@ module_init(dmacopy_init);
 static void __exit dmacopy_exit(void)
 {
     debugfs_remove(folder);
+    if (holding)
+        release();
 }
 module_exit(dmacopy_exit);
 
