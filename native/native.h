@@ -2,9 +2,11 @@
  * What the C part offers for one connected client. Everything is said once: the C files include the
  * headers, and build_binding.py hands the part between their two cffi marks to cffi.
  *
- *   session.c  one libvfio-user context for one connected client, and its message loop
- *   requests.c the requests that are answered without libvfio-user
- *   guard.c    looks at each message before libvfio-user may read it
+ *   session.c  one connected client, its libvfio-user context, and its message loop
+ *   inbox.c    the messages of its connection, one after the other
+ *   guard.c    looks at each message before anybody acts on it
+ *   requests.c what becomes of it: to libvfio-user, or answered here
+ *   access.c   reads and writes of regions
  *
  * Errors are negative errno values. Nothing here knows a device model.
  */
@@ -45,14 +47,13 @@ enum {
 vdcm_session *vdcm_session_new(void *owner, const char *directory, int log_level);
 void vdcm_session_free(vdcm_session *s);
 /* VFIO region index, size in bytes; fd -1 or the memfd behind the mappable areas. Not kept. */
-int vdcm_session_region(vdcm_session *s, int index, uint64_t size, bool memory, int fd,
-                        const vdcm_area *areas, uint32_t n_areas);
+int vdcm_session_region(vdcm_session *s, int index, uint64_t size, int fd, const vdcm_area *areas,
+                        uint32_t n_areas);
 /* VFIO interrupt index: 0 INTx, 1 MSI, 2 MSI-X. */
 int vdcm_session_vectors(vdcm_session *s, int index, uint32_t count);
 /*
- * Hands the connection `fd` over to libvfio-user. `version` is a whole VERSION message that the
- * caller has checked; the answer is the caller's to send. The descriptor stays the caller's to
- * close.
+ * Serve the client of the connection `fd`, which stays the caller's to close. `version` is a whole
+ * VERSION message, for libvfio-user; the answer to the client's own is the caller's to send.
  */
 int vdcm_session_attach(vdcm_session *s, int fd, const void *version, size_t length);
 /*
@@ -64,6 +65,8 @@ int vdcm_session_attach(vdcm_session *s, int fd, const void *version, size_t len
 int vdcm_session_run(vdcm_session *s, uint64_t turn_ns, uint64_t spin_ns);
 /* From a callback: handle no further message; vdcm_session_run() returns. */
 void vdcm_session_stop(vdcm_session *s);
+/* A message has arrived whole that there was no time for; the connection need not be readable. */
+bool vdcm_session_waiting(const vdcm_session *s);
 /* A message has begun and its rest is still missing. */
 bool vdcm_session_partial(const vdcm_session *s);
 const char *vdcm_session_reason(const vdcm_session *s);

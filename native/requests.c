@@ -1,8 +1,8 @@
 /*
- * The requests that are answered here and not by libvfio-user: those that carry descriptors in
- * either direction. GET_REGION_INFO (stock QEMU takes one descriptor per region, libvfio-user sends
- * one per area), DMA_MAP and DMA_UNMAP (libvfio-user of 2022 holds 16 ranges), SET_IRQS (it keeps
- * one table of eventfds for all kinds of interrupt) and with it GET_IRQ_INFO.
+ * One message: to access.c, to libvfio-user, or answered here. Here are those that carry descriptors
+ * in either direction: GET_REGION_INFO (stock QEMU takes one descriptor per region, libvfio-user
+ * sends one per area), DMA_MAP and DMA_UNMAP (libvfio-user of 2022 holds 16 ranges), SET_IRQS (it
+ * keeps one table of eventfds for all kinds of interrupt) and with it GET_IRQ_INFO.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -17,15 +17,6 @@
 #include <linux/vfio.h>
 
 #include "session.h"
-
-struct message {
-    int fds[VDCM_MAX_FDS];
-    uint32_t n_fds;
-    union { /* last: a longer message is taken into a longer allocation */
-        union vdcm_peek peek;
-        uint8_t bytes[VDCM_OURS_MAX];
-    };
-};
 
 int vdcm_answer(vdcm_session *s, const struct vdcm_header *request, int error,
                   const void *payload, size_t length, int fd)
@@ -55,88 +46,14 @@ int vdcm_answer(vdcm_session *s, const struct vdcm_header *request, int error,
         control.header.cmsg_len = CMSG_LEN(sizeof(int));
         memcpy(CMSG_DATA(&control.header), &fd, sizeof(fd));
     }
-    if (sendmsg(s->fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT) != (ssize_t)header.size) {
+    if (sendmsg(s->client, &msg, MSG_NOSIGNAL | MSG_DONTWAIT) != (ssize_t)header.size) {
         s->reason = "the client does not read its answers";
         return -EPIPE;
     }
     return 0;
 }
 
-/* Takes `size` bytes off the stream, all of which have arrived; descriptors are dropped. */
-int vdcm_discard(vdcm_session *s, uint32_t size)
-{
-    char scratch[4096];
-
-    while (size > 0) {
-        ssize_t got = recv(s->fd, scratch, size < sizeof(scratch) ? size : sizeof(scratch),
-                           MSG_DONTWAIT);
-
-        if (got <= 0) {
-            return -ENOTCONN;
-        }
-        size -= (uint32_t)got;
-    }
-    return 0;
-}
-
-static void close_fds(struct message *message)
-{
-    for (uint32_t i = 0; i < message->n_fds; i++) {
-        if (message->fds[i] >= 0) {
-            close(message->fds[i]);
-        }
-    }
-    message->n_fds = 0;
-}
-
-/* Takes a message that has arrived whole and the descriptors that came with its first byte. */
-static int take(vdcm_session *s, uint32_t size, struct message *message)
-{
-    struct iovec iov = {.iov_base = message->bytes, .iov_len = size};
-    union {
-        struct cmsghdr header;
-        char bytes[CMSG_SPACE(sizeof(int) * VDCM_MAX_FDS)];
-    } control;
-    struct msghdr msg = {.msg_iov = &iov,
-                         .msg_iovlen = 1,
-                         .msg_control = &control,
-                         .msg_controllen = sizeof(control)};
-    ssize_t got = recvmsg(s->fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-    struct cmsghdr *cmsg;
-
-    message->n_fds = 0;
-    if (got <= 0) {
-        return -ENOTCONN;
-    }
-    for (cmsg = CMSG_FIRSTHDR(&msg); cmsg != NULL; cmsg = CMSG_NXTHDR(&msg, cmsg)) {
-        if (cmsg->cmsg_level == SOL_SOCKET && cmsg->cmsg_type == SCM_RIGHTS) {
-            size_t bytes = cmsg->cmsg_len - CMSG_LEN(0);
-
-            memcpy(message->fds, CMSG_DATA(cmsg), bytes);
-            message->n_fds = (uint32_t)(bytes / sizeof(int));
-            break; /* a stream socket delivers one set */
-        }
-    }
-    if (msg.msg_flags & MSG_CTRUNC) {
-        close_fds(message);
-        s->reason = "a message carries more descriptors than max_msg_fds allows";
-        return -EPROTO;
-    }
-    while ((uint32_t)got < size) {
-        ssize_t more = recv(s->fd, message->bytes + got, size - (uint32_t)got, MSG_DONTWAIT);
-
-        if (more <= 0) {
-            close_fds(message);
-            return -ENOTCONN;
-        }
-        got += more;
-    }
-    return 0;
-}
-
-#define PAYLOAD(message) ((void *)((message)->bytes + sizeof(struct vdcm_header)))
-
-static int region_info(vdcm_session *s, struct message *message)
+static int region_info(vdcm_session *s, const struct vdcm_message *message)
 {
     struct vfio_region_info asked;
     struct {
@@ -148,9 +65,9 @@ static int region_info(vdcm_session *s, struct message *message)
     size_t length = sizeof(reply.info);
     int fd = -1;
 
-    memcpy(&asked, PAYLOAD(message), sizeof(asked));
+    memcpy(&asked, message->payload, sizeof(asked));
     if (asked.index >= VFU_PCI_DEV_NUM_REGIONS) {
-        return vdcm_answer(s, &message->peek.header, EINVAL, NULL, 0, -1);
+        return vdcm_answer(s, &message->header, EINVAL, NULL, 0, -1);
     }
     memset(&reply, 0, sizeof(reply));
     reply.info.argsz = sizeof(reply.info);
@@ -179,10 +96,10 @@ static int region_info(vdcm_session *s, struct message *message)
             fd = region->fd;
         }
     }
-    return vdcm_answer(s, &message->peek.header, 0, &reply, length, fd);
+    return vdcm_answer(s, &message->header, 0, &reply, length, fd);
 }
 
-static int dma_map(vdcm_session *s, struct message *message)
+static int dma_map(vdcm_session *s, const struct vdcm_message *message)
 {
     enum { READ = 1, WRITE = 2 };
     struct {
@@ -193,9 +110,9 @@ static int dma_map(vdcm_session *s, struct message *message)
     struct stat status;
     int error;
 
-    memcpy(&map, PAYLOAD(message), sizeof(map));
+    memcpy(&map, message->payload, sizeof(map));
     if ((map.flags & ~(uint32_t)(READ | WRITE)) != 0 || message->n_fds > 1) {
-        return vdcm_answer(s, &message->peek.header, EINVAL, NULL, 0, -1);
+        return vdcm_answer(s, &message->header, EINVAL, NULL, 0, -1);
     }
     /* QEMU also passes the descriptor of memory that it has mapped for itself alone (share=off). */
     if (fd >= 0 && fstat(fd, &status) == 0 &&
@@ -207,10 +124,10 @@ static int dma_map(vdcm_session *s, struct message *message)
     if (error == 0) {
         (void)vdcm_on_dma(s->owner, true, map.iova, map.size, fd >= 0);
     }
-    return vdcm_answer(s, &message->peek.header, -error, NULL, 0, -1);
+    return vdcm_answer(s, &message->header, -error, NULL, 0, -1);
 }
 
-static int dma_unmap(vdcm_session *s, struct message *message)
+static int dma_unmap(vdcm_session *s, const struct vdcm_message *message)
 {
     enum { ALL = 2 };
     struct {
@@ -219,7 +136,7 @@ static int dma_unmap(vdcm_session *s, struct message *message)
     } unmap;
     int error = 0;
 
-    memcpy(&unmap, PAYLOAD(message), sizeof(unmap));
+    memcpy(&unmap, message->payload, sizeof(unmap));
     if (unmap.flags == ALL && unmap.iova == 0 && unmap.size == 0) {
         vdcm_aspace_unmap_all(s->aspace);
     } else if (unmap.flags == 0) {
@@ -231,7 +148,7 @@ static int dma_unmap(vdcm_session *s, struct message *message)
         (void)vdcm_on_dma(s->owner, false, unmap.iova, unmap.size, false);
     }
     unmap.argsz = sizeof(unmap);
-    return vdcm_answer(s, &message->peek.header, -error, &unmap, sizeof(unmap), -1);
+    return vdcm_answer(s, &message->header, -error, &unmap, sizeof(unmap), -1);
 }
 
 /* An eventfd, made non-blocking so that a full counter cannot stop this process. */
@@ -258,7 +175,7 @@ static void tell(vdcm_session *s, uint32_t index, int action, uint32_t start, ui
     }
 }
 
-static int bind_eventfds(vdcm_session *s, struct message *message, const struct vfio_irq_set *set)
+static int bind_eventfds(vdcm_session *s, const struct vdcm_message *message, const struct vfio_irq_set *set)
 {
     struct vectors *kind = &s->kinds[set->index];
 
@@ -284,16 +201,15 @@ static int bind_eventfds(vdcm_session *s, struct message *message, const struct 
     return 0;
 }
 
-static int set_irqs_checked(vdcm_session *s, struct message *message)
+static int set_irqs(vdcm_session *s, const struct vdcm_message *message)
 {
-    uint32_t payload = message->peek.header.size - sizeof(struct vdcm_header);
     struct vfio_irq_set set;
     const uint8_t *booleans;
     uint32_t action;
     uint32_t data;
 
-    memcpy(&set, PAYLOAD(message), sizeof(set));
-    booleans = (const uint8_t *)PAYLOAD(message) + sizeof(set);
+    memcpy(&set, message->payload, sizeof(set));
+    booleans = message->payload + sizeof(set);
     action = set.flags & VFIO_IRQ_SET_ACTION_TYPE_MASK;
     data = set.flags & VFIO_IRQ_SET_DATA_TYPE_MASK;
     if (set.flags != (action | data) || set.index >= KINDS ||
@@ -304,7 +220,7 @@ static int set_irqs_checked(vdcm_session *s, struct message *message)
     if (message->n_fds != 0 && data != VFIO_IRQ_SET_DATA_EVENTFD) {
         return EINVAL;
     }
-    if (data == VFIO_IRQ_SET_DATA_BOOL && payload - sizeof(set) != set.count) {
+    if (data == VFIO_IRQ_SET_DATA_BOOL && message->length - sizeof(set) != set.count) {
         return EINVAL;
     }
     if (data == VFIO_IRQ_SET_DATA_EVENTFD) {
@@ -339,13 +255,13 @@ static int set_irqs_checked(vdcm_session *s, struct message *message)
 }
 
 /* libvfio-user leaves the flags out that say which interrupts can be masked. */
-static int irq_info(vdcm_session *s, struct message *message)
+static int irq_info(vdcm_session *s, const struct vdcm_message *message)
 {
     struct vfio_irq_info info;
 
-    memcpy(&info, PAYLOAD(message), sizeof(info));
+    memcpy(&info, message->payload, sizeof(info));
     if (info.index >= VFIO_PCI_NUM_IRQS) {
-        return vdcm_answer(s, &message->peek.header, EINVAL, NULL, 0, -1);
+        return vdcm_answer(s, &message->header, EINVAL, NULL, 0, -1);
     }
     info.argsz = sizeof(info);
     info.count = info.index < KINDS ? s->kinds[info.index].count : 0;
@@ -356,99 +272,76 @@ static int irq_info(vdcm_session *s, struct message *message)
     if (info.index == VFIO_PCI_INTX_IRQ_INDEX) {
         info.flags |= VFIO_IRQ_INFO_AUTOMASKED;
     }
-    return vdcm_answer(s, &message->peek.header, 0, &info, sizeof(info), -1);
-}
-
-int vdcm_handle_ours(vdcm_session *s, uint32_t size)
-{
-    struct message message;
-    int error = take(s, size, &message);
-    const char *why = NULL;
-    int wrong = 0;
-
-    if (error != 0) {
-        return error;
-    }
-    if (vdcm_guard_check(&message.peek, &wrong, &why) != VDCM_OURS) {
-        s->reason = why;
-        error = vdcm_answer(s, &message.peek.header, wrong != 0 ? wrong : EINVAL, NULL, 0, -1);
-    } else {
-        switch (message.peek.header.command) {
-        case VDCM_GET_REGION_INFO:
-            error = region_info(s, &message);
-            break;
-        case VDCM_GET_IRQ_INFO:
-            error = irq_info(s, &message);
-            break;
-        case VDCM_DMA_MAP:
-            error = dma_map(s, &message);
-            break;
-        case VDCM_DMA_UNMAP:
-            error = dma_unmap(s, &message);
-            break;
-        case VDCM_SET_IRQS:
-            wrong = set_irqs_checked(s, &message);
-            error = vdcm_answer(s, &message.peek.header, wrong, NULL, 0, -1);
-            break;
-        }
-    }
-    close_fds(&message);
-    return error;
+    return vdcm_answer(s, &message->header, 0, &info, sizeof(info), -1);
 }
 
 /*
- * Takes a message, and shows it to libvfio-user over a socket pair that stands in for the connection
- * if it carries no descriptor. Slow, and rare: only for what is sent ahead of DMA_MAP or SET_IRQS
- * without waiting for the answer.
+ * libvfio-user has a connection of its own, with us: it is given the message, and its answer is the
+ * client's.
  */
-int vdcm_pass_by_hand(vdcm_session *s, uint32_t size)
+static int pass(vdcm_session *s, const struct vdcm_message *message)
 {
-    struct message *message = malloc(sizeof(*message) - VDCM_OURS_MAX + VDCM_MAX_MESSAGE);
-    int pair[2] = {-1, -1};
+    struct iovec parts[2] = {{(void *)&message->header, sizeof(message->header)},
+                             {(void *)message->payload, message->length}};
+    struct msghdr msg = {.msg_iov = parts, .msg_iovlen = 2};
+    uint8_t answer[256]; /* GET_INFO has the longest */
     ssize_t got;
-    int error;
 
-    if (message == NULL) {
-        return -ENOMEM;
+    if (sendmsg(s->inner, &msg, MSG_NOSIGNAL | MSG_DONTWAIT) != (ssize_t)message->header.size ||
+        vfu_run_ctx(s->ctx) < 0) {
+        s->reason = "libvfio-user has failed";
+        return -EPIPE;
     }
-    error = take(s, size, message);
-    if (error == 0 && message->n_fds > 0) {
-        close_fds(message);
-        s->reason = "a message that takes no descriptor carries one";
-        error = -EPROTO;
-    }
-    if (error != 0) {
-        goto out;
-    }
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0 ||
-        send(pair[1], message->bytes, size, MSG_NOSIGNAL) != (ssize_t)size ||
-        dup3(pair[0], s->fd, O_CLOEXEC) < 0) {
-        error = -errno;
-        goto out;
-    }
-    error = vfu_run_ctx(s->ctx) < 0 ? -EPIPE : 0;
-    if (vfu_get_poll_fd(s->ctx) != s->fd) {
-        error = -ENOTCONN; /* it could not reply, and has closed s->fd */
-        goto out;
-    }
-    if (dup3(s->client, s->fd, O_CLOEXEC) < 0) {
-        error = -errno;
-    }
-    if (error != 0) {
-        goto out;
-    }
-    got = recv(pair[1], message->bytes, VDCM_MAX_MESSAGE, MSG_DONTWAIT);
-    if (got > 0 && send(s->fd, message->bytes, (size_t)got, MSG_NOSIGNAL | MSG_DONTWAIT) != got) {
+    got = recv(s->inner, answer, sizeof(answer), MSG_DONTWAIT);
+    if (got > 0 && send(s->client, answer, (size_t)got, MSG_NOSIGNAL | MSG_DONTWAIT) != got) {
         s->reason = "the client does not read its answers";
-        error = -EPIPE;
+        return -EPIPE;
     }
+    return 0;
+}
 
-out:
-    for (int i = 0; i < 2; i++) {
-        if (pair[i] >= 0) {
-            close(pair[i]);
-        }
+int vdcm_refuse(vdcm_session *s, const struct vdcm_message *message, int error, const char *why)
+{
+    char text[160];
+
+    snprintf(text, sizeof(text), "command %u refused: %s", message->header.command, why);
+    (void)vdcm_on_log(s->owner, 4 /* LOG_WARNING */, text);
+    return vdcm_answer(s, &message->header, error, NULL, 0, -1);
+}
+
+int vdcm_handle(vdcm_session *s, const struct vdcm_message *message)
+{
+    const char *why = NULL;
+    int wrong = 0;
+
+    switch (vdcm_guard(message, &wrong, &why)) {
+    case VDCM_PASS:
+        return pass(s, message);
+    case VDCM_REJECT:
+        return vdcm_refuse(s, message, wrong, why);
+    case VDCM_REFUSE:
+        s->reason = why;
+        return -EPROTO;
+    case VDCM_OURS:
+        break;
     }
-    free(message);
-    return error;
+    switch (message->header.command) {
+    case VDCM_REGION_READ:
+        return vdcm_region_read(s, message);
+    case VDCM_REGION_WRITE:
+        return vdcm_region_write(s, message);
+    case VDCM_REGION_WRITE_MULTI:
+        return vdcm_region_write_multi(s, message);
+    case VDCM_GET_REGION_INFO:
+        return region_info(s, message);
+    case VDCM_GET_IRQ_INFO:
+        return irq_info(s, message);
+    case VDCM_DMA_MAP:
+        return dma_map(s, message);
+    case VDCM_DMA_UNMAP:
+        return dma_unmap(s, message);
+    default: /* SET_IRQS */
+        wrong = set_irqs(s, message);
+        return vdcm_answer(s, &message->header, wrong, NULL, 0, -1);
+    }
 }

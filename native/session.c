@@ -1,11 +1,10 @@
 /*
- * One libvfio-user context for one connected client, and its message loop.
+ * One connected client, its libvfio-user context, and its message loop.
  *
  * A context lives as long as its client: a new client always meets a fresh one. libvfio-user can
  * only accept a connection from a socket that it has bound itself, and reads the version message
- * from it with blocking reads. So it is given a private socket for a moment, on which a version
- * message that has been checked is already waiting; then the client's connection takes the place
- * of the private one (dup3).
+ * from it with blocking reads. So it is given a private socket, on which a version message that has
+ * been checked is already waiting; the client's own connection it never sees (requests.c).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -34,70 +33,6 @@ int vdcm_libvfio_user_generation(void)
 }
 
 /* ---- what libvfio-user calls ---------------------------------------------------------------- */
-
-/* At most 8 bytes, and never more than the natural alignment of the offset allows when split. */
-static size_t step(loff_t offset, size_t left)
-{
-    size_t width = 8;
-
-    if (left == 1 || left == 2 || left == 4 || left == 8) {
-        return left; /* one access of the guest stays one access */
-    }
-    while (width > left || ((size_t)offset & (width - 1)) != 0) {
-        width /= 2;
-    }
-    return width;
-}
-
-static ssize_t access_region(vfu_ctx_t *ctx, int index, char *buffer, size_t count, loff_t offset,
-                             bool write)
-{
-    vdcm_session *s = vfu_get_private(ctx);
-    size_t done = 0;
-
-    while (done < count) {
-        size_t width = step(offset, count - done);
-        uint64_t value = 0;
-        int error;
-
-        if (write) {
-            memcpy(&value, buffer + done, width);
-            error = vdcm_on_write(s->owner, index, (uint64_t)offset, (int)width, value);
-        } else {
-            error = vdcm_on_read(s->owner, index, (uint64_t)offset, (int)width, &value);
-            memcpy(buffer + done, &value, width);
-        }
-        if (error != 0) {
-            errno = error;
-            return -1;
-        }
-        done += width;
-        offset += (loff_t)width;
-    }
-    return (ssize_t)count;
-}
-
-/* libvfio-user does not tell a callback its region, so each region has a function of its own. */
-#define REGION_CALLBACK(n)                                                                        \
-    static ssize_t access_region_##n(vfu_ctx_t *ctx, char *buffer, size_t count, loff_t offset,   \
-                                     bool write)                                                  \
-    {                                                                                             \
-        return access_region(ctx, n, buffer, count, offset, write);                               \
-    }
-REGION_CALLBACK(0)
-REGION_CALLBACK(1)
-REGION_CALLBACK(2)
-REGION_CALLBACK(3)
-REGION_CALLBACK(4)
-REGION_CALLBACK(5)
-REGION_CALLBACK(6)
-REGION_CALLBACK(7)
-REGION_CALLBACK(8)
-
-static vfu_region_access_cb_t *const region_callbacks[REGIONS] = {
-    access_region_0, access_region_1, access_region_2, access_region_3, access_region_4,
-    access_region_5, access_region_6, access_region_7, access_region_8,
-};
 
 static int on_reset(vfu_ctx_t *ctx, vfu_reset_type_t type)
 {
@@ -132,7 +67,7 @@ vdcm_session *vdcm_session_new(void *owner, const char *directory, int log_level
         return NULL;
     }
     s->owner = owner;
-    s->fd = -1;
+    s->inner = -1;
     for (int i = 0; i < REGIONS; i++) {
         s->regions[i].fd = -1;
     }
@@ -152,7 +87,6 @@ vdcm_session *vdcm_session_new(void *owner, const char *directory, int log_level
     }
     if (vfu_setup_log(s->ctx, on_log, log_level) < 0 ||
         vfu_setup_device_reset_cb(s->ctx, on_reset) < 0 ||
-        vfu_setup_device_nr_irqs(s->ctx, VFU_DEV_REQ_IRQ, 0) < 0 ||
         /* Never raised, but stock QEMU warns of a device that has none. */
         vdcm_session_vectors(s, VFIO_PCI_ERR_IRQ_INDEX, 1) < 0) {
         goto fail;
@@ -186,6 +120,10 @@ void vdcm_session_free(vdcm_session *s)
     if (s->ctx != NULL) {
         vfu_destroy_ctx(s->ctx);
     }
+    if (s->inner >= 0) {
+        close(s->inner);
+    }
+    vdcm_inbox_close(&s->inbox);
     if (s->path != NULL) {
         (void)unlink(s->path);
         free(s->path);
@@ -205,22 +143,15 @@ void vdcm_session_free(vdcm_session *s)
     free(s);
 }
 
-int vdcm_session_region(vdcm_session *s, int index, uint64_t size, bool memory, int fd,
-                        const vdcm_area *areas, uint32_t n_areas)
+int vdcm_session_region(vdcm_session *s, int index, uint64_t size, int fd, const vdcm_area *areas,
+                        uint32_t n_areas)
 {
-    int flags = VFU_REGION_FLAG_RW | (memory ? VFU_REGION_FLAG_MEM : 0);
     struct region *region;
 
     if (index < 0 || index >= REGIONS || n_areas > VDCM_MAX_AREAS || (n_areas > 0) != (fd >= 0)) {
         return -EINVAL;
     }
     region = &s->regions[index];
-    if (index == VFU_PCI_DEV_CFG_REGION_IDX) {
-        flags |= VFU_REGION_FLAG_ALWAYS_CB; /* the whole configuration space is ours */
-    }
-    if (vfu_setup_region(s->ctx, index, size, region_callbacks[index], flags, NULL, 0, -1, 0) < 0) {
-        return -errno;
-    }
     if (fd >= 0) {
         region->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
         if (region->fd < 0) {
@@ -235,8 +166,6 @@ int vdcm_session_region(vdcm_session *s, int index, uint64_t size, bool memory, 
 
 int vdcm_session_vectors(vdcm_session *s, int index, uint32_t count)
 {
-    static const enum vfu_dev_irq_type types[KINDS] = {VFU_DEV_INTX_IRQ, VFU_DEV_MSI_IRQ,
-                                                       VFU_DEV_MSIX_IRQ, VFU_DEV_ERR_IRQ};
     struct vectors *kind;
 
     if (index < 0 || index >= KINDS || s->kinds[index].eventfds != NULL) {
@@ -253,13 +182,13 @@ int vdcm_session_vectors(vdcm_session *s, int index, uint32_t count)
         }
     }
     kind->count = count;
-    return vfu_setup_device_nr_irqs(s->ctx, types[index], count) < 0 ? -errno : 0;
+    return 0;
 }
 
 int vdcm_session_attach(vdcm_session *s, int fd, const void *version, size_t length)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    int private = -1;
+    char answer[4096];
     int error = 0;
 
     if (strlen(s->path) >= sizeof(address.sun_path)) {
@@ -269,24 +198,15 @@ int vdcm_session_attach(vdcm_session *s, int fd, const void *version, size_t len
     if (vfu_realize_ctx(s->ctx) < 0) {
         return -errno;
     }
-    private = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (private < 0 || connect(private, (struct sockaddr *)&address, sizeof(address)) < 0 ||
-        send(private, version, length, MSG_NOSIGNAL) != (ssize_t)length ||
-        vfu_attach_ctx(s->ctx) < 0) {
+    s->inner = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (s->inner < 0 || connect(s->inner, (struct sockaddr *)&address, sizeof(address)) < 0 ||
+        send(s->inner, version, length, MSG_NOSIGNAL) != (ssize_t)length ||
+        vfu_attach_ctx(s->ctx) < 0 ||
+        recv(s->inner, answer, sizeof(answer), MSG_DONTWAIT) < 0 || /* to the version */
+        fcntl(fd, F_SETFL, O_NONBLOCK) < 0) {
         error = -errno;
-        goto out;
-    }
-    s->fd = vfu_get_poll_fd(s->ctx);
-    if (fcntl(fd, F_SETFL, O_NONBLOCK) < 0 || dup3(fd, s->fd, O_CLOEXEC) < 0) {
-        error = -errno;
-        goto out;
     }
     s->client = fd;
-
-out:
-    if (private >= 0) {
-        close(private);
-    }
     (void)unlink(s->path);
     return error;
 }
@@ -294,6 +214,11 @@ out:
 void vdcm_session_stop(vdcm_session *s)
 {
     s->stopped = true;
+}
+
+bool vdcm_session_waiting(const vdcm_session *s)
+{
+    return vdcm_inbox_waiting(&s->inbox);
 }
 
 bool vdcm_session_partial(const vdcm_session *s)
@@ -362,7 +287,7 @@ static void spin_was_vain(vdcm_session *s, bool spinning)
 
 int vdcm_session_run(vdcm_session *s, uint64_t turn_ns, uint64_t spin_ns)
 {
-    union vdcm_peek peek;
+    struct vdcm_message message;
     uint64_t now = now_ns();
     uint64_t turn_end = now + turn_ns;
     uint64_t idle_since = now;
@@ -375,44 +300,13 @@ int vdcm_session_run(vdcm_session *s, uint64_t turn_ns, uint64_t spin_ns)
     while (now < turn_end) {
         int error = 0;
 
-        switch (vdcm_guard(s->fd, &peek, &error, &s->reason)) {
-        case VDCM_PASS:
-            if (vfu_run_ctx(s->ctx) < 0) {
-                if (errno == EAGAIN) {
-                    s->reason = "the client does not read its answers";
-                }
-                return errno == ENOTCONN ? -ENOTCONN : -EPIPE;
-            }
-            if (vfu_get_poll_fd(s->ctx) != s->fd) {
-                return -ENOTCONN; /* it could not reply, and has closed s->fd */
-            }
-            break;
-        case VDCM_UNSURE:
-            error = vdcm_pass_by_hand(s, peek.header.size);
+        switch (vdcm_inbox_next(&s->inbox, s->client, &message, &s->reason)) {
+        case VDCM_MESSAGE:
+            error = vdcm_handle(s, &message);
             if (error != 0) {
                 return error;
             }
             break;
-        case VDCM_OURS:
-            error = vdcm_handle_ours(s, peek.header.size);
-            if (error != 0) {
-                return error;
-            }
-            break;
-        case VDCM_REJECT: {
-            char text[160];
-
-            snprintf(text, sizeof(text), "command %u refused: %s", peek.header.command, s->reason);
-            (void)vdcm_on_log(s->owner, 4 /* LOG_WARNING */, text);
-            if (vdcm_discard(s, peek.header.size) < 0) {
-                return -ENOTCONN;
-            }
-            error = vdcm_answer(s, &peek.header, error, NULL, 0, -1);
-            if (error != 0) {
-                return error;
-            }
-            break;
-        }
         case VDCM_EMPTY:
             now = now_ns();
             if (!spinning || now - idle_since >= spin_ns) {
@@ -431,7 +325,7 @@ int vdcm_session_run(vdcm_session *s, uint64_t turn_ns, uint64_t spin_ns)
             return handled;
         case VDCM_GONE:
             return -ENOTCONN;
-        case VDCM_REFUSE:
+        case VDCM_BROKEN:
             return -EPROTO;
         }
         if (spinning && looked_in_vain) {

@@ -1,4 +1,4 @@
-/* A session's state, and what session.c and requests.c have of each other. */
+/* A session's state, and what the files that serve it have of each other. */
 #ifndef VDCM_SESSION_H
 #define VDCM_SESSION_H
 
@@ -29,12 +29,14 @@ struct vdcm_session {
     struct region regions[REGIONS];
     struct vectors kinds[KINDS];
     int client; /* the connection; the caller's to close */
-    int fd; /* libvfio-user's descriptor of it, and its to close */
+    int inner;  /* our end of libvfio-user's own connection */
     bool partial;
     bool stopped;
     uint32_t vain; /* how many chances to spin were let go after the last vain one */
     uint32_t skip; /* how many are still to be let go */
     const char *reason;
+    struct vdcm_inbox inbox;
+    uint8_t answer[sizeof(struct vdcm_access) + VDCM_MAX_TRANSFER]; /* to REGION_READ */
 };
 
 /* Close the eventfds of vectors [start, start + count), which there are. */
@@ -43,11 +45,14 @@ void vdcm_unbind(struct vectors *kind, uint32_t start, uint32_t count);
 /* Answer `request`, with a payload and a descriptor unless there is an error (an errno) or fd is -1. */
 int vdcm_answer(vdcm_session *s, const struct vdcm_header *request, int error,
                 const void *payload, size_t length, int fd);
-/* Take `size` bytes off the stream, all of which have arrived; descriptors are dropped. */
-int vdcm_discard(vdcm_session *s, uint32_t size);
-/* Answer the next message, of `size` bytes, which the guard has found to be ours. */
-int vdcm_handle_ours(vdcm_session *s, uint32_t size);
-/* Show libvfio-user the next message once it is sure that no descriptor comes with it. */
-int vdcm_pass_by_hand(vdcm_session *s, uint32_t size);
+/* Answer with an error, and have the reason logged. */
+int vdcm_refuse(vdcm_session *s, const struct vdcm_message *message, int error, const char *why);
+/* Do what a message asks for and answer it. -EPROTO, -EPIPE: the connection is of no more use. */
+int vdcm_handle(vdcm_session *s, const struct vdcm_message *message);
+
+/* access.c */
+int vdcm_region_read(vdcm_session *s, const struct vdcm_message *message);
+int vdcm_region_write(vdcm_session *s, const struct vdcm_message *message);
+int vdcm_region_write_multi(vdcm_session *s, const struct vdcm_message *message);
 
 #endif

@@ -89,8 +89,7 @@ class Bar:
         self._check_pages()
         if size > LARGEST:
             raise DeclarationError(
-                f"BAR{index}: {size:#x} bytes are too many, at most {LARGEST:#x}: "
-                "libvfio-user keeps a region's size in 32 bits"
+                f"BAR{index}: {size:#x} bytes are too many, at most {LARGEST:#x}"
             )
         # What lies outside needs no closer look, which most intercepted registers do.
         self._shared_from = self.pages[0].offset if self.pages else size
@@ -208,7 +207,6 @@ class Bar:
         return RegionDescription(
             self.index,
             self.size,
-            memory=self.layout.kind is not BarKind.IO,
             fd=self._fd,
             areas=self._areas(writable),
             read_only=self._areas(read_only),

@@ -155,7 +155,7 @@ DMA_ACCESS = Struct("<QQ")  # address, count; data follows
 DIRTY_PAGES = Struct("<II")  # argsz, flags; a range and a BITMAP follow for GET_BITMAP
 DIRTY_RANGE = Struct("<QQ")  # iova, size
 WRITE_MULTI = Struct("<Q")  # number of WRITE_ONE entries that follow
-WRITE_ONE = Struct("<QII8s")  # offset, region, count, data
+WRITE_ONE = Struct("<QII8s")  # offset, region, count (1 to 8), data
 DEVICE_FEATURE = Struct("<II")  # argsz, flags with the feature's number in the low 16 bits
 MIG_DATA = Struct("<II")  # argsz, size; data follows
 
@@ -266,6 +266,8 @@ class Version:
     # only then does a server offer such areas, per region. Stock QEMU maps everything writable.
     read_only_areas: bool = False
     read_only: Mapping[int, tuple[Area, ...]] = field(default_factory=dict)
+    # A server that takes REGION_WRITE_MULTI says so.
+    write_multiple: bool = False
     capabilities: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -298,9 +300,6 @@ def parse_version(payload: bytes) -> Version:
     capabilities = _member(_object(data, "the data"), "capabilities", {})
     _object(capabilities, "capabilities")
     vdcm = _object(_member(capabilities, "vdcm", {}), "vdcm")
-    read_only_areas = _member(vdcm, "read_only_areas", False)
-    if not isinstance(read_only_areas, bool):
-        raise ProtocolError("VERSION: vdcm.read_only_areas is not true or false")
     read_only = _object(_member(vdcm, "read_only", {}), "vdcm.read_only")
     return Version(
         major,
@@ -309,8 +308,9 @@ def parse_version(payload: bytes) -> Version:
         max_data_xfer_size=_number(
             capabilities, "max_data_xfer_size", DEFAULT_MAX_DATA_XFER_SIZE, 1
         ),
-        read_only_areas=read_only_areas,
+        read_only_areas=_truth(vdcm, "read_only_areas", "vdcm."),
         read_only=dict(_read_only(region, areas) for region, areas in read_only.items()),
+        write_multiple=_truth(capabilities, "write_multiple"),
         capabilities=capabilities,
     )
 
@@ -342,6 +342,13 @@ def _number(capabilities: Mapping[str, Any], key: str, default: int, least: int)
         raise ProtocolError(f"VERSION: {key} is not a whole number")
     if not least <= value < 1 << 63:
         raise ProtocolError(f"VERSION: {key} is {value}, out of range")
+    return value
+
+
+def _truth(capabilities: Mapping[str, Any], key: str, prefix: str = "") -> bool:
+    value = _member(capabilities, key, False)
+    if not isinstance(value, bool):
+        raise ProtocolError(f"VERSION: {prefix}{key} is not true or false")
     return value
 
 

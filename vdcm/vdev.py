@@ -233,7 +233,7 @@ class Vdev(Configurable):
     # What transport calls (transport.Servable).
 
     def regions(self) -> Sequence[RegionDescription]:
-        config = RegionDescription(Region.CONFIG, self.config.SIZE, memory=False)
+        config = RegionDescription(Region.CONFIG, self.config.SIZE)
         return [*(bar.region() for bar in self.bars.values()), config]
 
     def vectors(self) -> Mapping[Irq, int]:

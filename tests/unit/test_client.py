@@ -34,6 +34,30 @@ def connected(peer: Peer, timeout: float = 5.0, **more: Any) -> Iterator[Client]
         yield client
 
 
+def test_several_writes_are_sent_only_to_a_server_that_takes_them(peer: Peer) -> None:
+    with (
+        connected(peer) as client,
+        pytest.raises(ProtocolError, match="does not take REGION_WRITE_MULTI"),
+    ):
+        client.write_multi([(0, 0, 4, 1)])
+    assert Command.REGION_WRITE_MULTI not in peer.commands()
+
+
+def test_several_writes_end_at_one_that_was_refused(peer: Peer) -> None:
+    peer.capabilities["write_multiple"] = True
+    peer.capabilities["max_data_xfer_size"] = 2 * protocol.WRITE_ONE.size
+    counts = iter([2, 1])
+    peer.script[Command.REGION_WRITE_MULTI] = lambda _: protocol.WRITE_MULTI.pack(next(counts))
+    with connected(peer) as client:
+        assert client.write_multi([(0, at, 4, at) for at in range(7)]) == 3
+        peer.script[Command.REGION_WRITE_MULTI] = lambda _: protocol.WRITE_MULTI.pack(3)
+        with pytest.raises(ProtocolError, match="2 writes sent, 3 done"):
+            client.write_multi([(0, 0, 4, 0)] * 2)
+    sent = [payload for header, payload, _ in peer.log if header.command == 15]
+    assert [int.from_bytes(payload[:8], "little") for payload in sent] == [2, 2, 2]
+    assert protocol.WRITE_ONE.unpack(sent[1][32:]) == (3, 0, 4, (3).to_bytes(8, "little"))
+
+
 # Connecting
 
 

@@ -150,6 +150,7 @@ def test_read_only_areas_round_trip() -> None:
         b'{"capabilities": {"max_data_xfer_size": 9223372036854775808}}\0',
         b'{"capabilities": {"vdcm": 1}}\0',
         b'{"capabilities": {"vdcm": {"read_only_areas": 1}}}\0',
+        b'{"capabilities": {"write_multiple": 1}}\0',
         b'{"capabilities": {"vdcm": {"read_only": []}}}\0',
         b'{"capabilities": {"vdcm": {"read_only": {"x": []}}}}\0',
         b'{"capabilities": {"vdcm": {"read_only": {"0": [1]}}}}\0',

@@ -347,9 +347,17 @@ class Generator:
         return Command.DIRTY_PAGES, payload, ()
 
     def _write_multi(self) -> Built:
-        count = self._random.choice((0, 1, 3))
-        one = protocol.WRITE_ONE.pack(Reg.SCRATCH, 0, 8, bytes(8))
-        return Command.REGION_WRITE_MULTI, protocol.WRITE_MULTI.pack(count) + one * count, ()
+        rng = self._random
+        count = rng.choice((0, 1, 3, 200, 2000))
+        writes = b""
+        for _ in range(count):
+            offset, region, width = self._access()
+            if rng.random() < 0.99:
+                width = rng.choice((1, 2, 4, 8))
+            writes += protocol.WRITE_ONE.pack(offset, region, width, rng.randbytes(8))
+        if rng.random() < 0.1:
+            count = rng.choice((*INTERESTING, count + 1)) % (1 << 64)
+        return Command.REGION_WRITE_MULTI, protocol.WRITE_MULTI.pack(count) + writes, ()
 
     def _feature(self) -> Built:
         operation = self._random.choice((1 << 16, 1 << 17, 1 << 18))

@@ -47,9 +47,9 @@ class WireDevice:
         read_only = [Area(Page.WRITE_INTERCEPTED, mmap.PAGESIZE)]
         return [
             RegionDescription(Bar.REGISTERS, 4096),
-            RegionDescription(Bar.PORTS, 64, memory=False),
+            RegionDescription(Bar.PORTS, 64),
             RegionDescription(Bar.PAGES, Page.END, fd=self._fd, areas=shared, read_only=read_only),
-            RegionDescription(Region.CONFIG, 4096, memory=False),
+            RegionDescription(Region.CONFIG, 4096),
         ]
 
     def vectors(self) -> Mapping[Irq, int]:

@@ -61,6 +61,12 @@ def hello(payload: bytes | None = None) -> bytes:
     return protocol.message(Command.VERSION, payload or protocol.pack_version({}), 7)
 
 
+def several(*writes: tuple[int, int, int, bytes]) -> bytes:
+    """The payload of REGION_WRITE_MULTI with (offset, region, count, data) of each."""
+    packed = [protocol.WRITE_ONE.pack(*write) for write in writes]
+    return protocol.WRITE_MULTI.pack(len(packed)) + b"".join(packed)
+
+
 def test_client_reads_what_the_server_is(serve: Serve) -> None:
     with serve().connect() as client:
         check(client)
@@ -311,7 +317,16 @@ def test_broken_stream_ends_the_connection_only(serve: Serve, message: bytes) ->
         (Command.DEVICE_SET_IRQS, bytes(19), errno.EINVAL),
         (Command.DEVICE_GET_REGION_IO_FDS, protocol.REGION_IO_FDS.pack(16, 0, 0, 0), 95),
         (Command.DIRTY_PAGES, protocol.DIRTY_PAGES.pack(8, 1), errno.EOPNOTSUPP),
-        (Command.REGION_WRITE_MULTI, bytes(8), errno.EOPNOTSUPP),
+        (Command.REGION_WRITE_MULTI, bytes(7), errno.EINVAL),
+        (Command.REGION_WRITE_MULTI, protocol.WRITE_MULTI.pack(1), errno.EINVAL),
+        (Command.REGION_WRITE_MULTI, protocol.WRITE_MULTI.pack(0) + bytes(24), errno.EINVAL),
+        (Command.REGION_WRITE_MULTI, protocol.WRITE_MULTI.pack(1) + bytes(23), errno.EINVAL),
+        (Command.REGION_WRITE_MULTI, protocol.WRITE_MULTI.pack((1 << 61) + 1) + bytes(24), 22),
+        (Command.REGION_WRITE_MULTI, several((Reg.SCRATCH, 0, 0, b"")), errno.EINVAL),
+        (Command.REGION_WRITE_MULTI, several((Reg.SCRATCH, 0, 9, b"")), errno.EINVAL),
+        (Command.REGION_WRITE_MULTI, several((4094, 0, 4, b"")), errno.EINVAL),
+        (Command.REGION_WRITE_MULTI, several(((1 << 64) - 1, 0, 4, b"")), errno.EINVAL),
+        (Command.REGION_WRITE_MULTI, several((0, 77, 4, b"")), errno.EINVAL),
         (Command.DEVICE_FEATURE, protocol.DEVICE_FEATURE.pack(8, 1 << 16 | 1), 95),
         (Command.DMA_READ, protocol.DMA_ACCESS.pack(0, 4), errno.EOPNOTSUPP),
         (Command.VERSION, protocol.pack_version({}), errno.EOPNOTSUPP),
@@ -408,6 +423,22 @@ def test_slow_device_model_lets_the_others_have_their_turn(serve: Serve) -> None
         for _ in range(10):
             check(other)
         busy.kill()
+
+
+def test_what_comes_at_once_and_takes_many_turns_is_served_to_the_end(serve: Serve) -> None:
+    """Nothing comes behind it that would wake the server; and another has its turns between."""
+    sleep = protocol.REGION_ACCESS.pack(Reg.SLEEP, Bar.REGISTERS, 8)
+    sleep += (SLEEP_KEY << 32 | 20).to_bytes(8, "little")
+    server = serve()
+    with server.connect(1) as other, raw_connection(server.paths[0]) as connection:
+        connection.sendall(hello())
+        read_reply(connection)
+        connection.sendall(
+            b"".join(protocol.message(Command.REGION_WRITE, sleep, number) for number in range(50))
+        )
+        check(other)
+        assert len(connection.recv(50 * 32, socket.MSG_PEEK)) < 50 * 32  # it is not over
+        assert [read_reply(connection)[0].message_id for _ in range(50)] == list(range(50))
 
 
 def test_killed_server_ends_an_access_at_once(serve: Serve) -> None:

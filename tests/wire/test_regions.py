@@ -54,6 +54,36 @@ def test_posted_writes_arrive_in_order(client: Client) -> None:
     assert client.read(Bar.REGISTERS, Reg.SCRATCH + 4, 4) == ~199 & 0xFFFFFFFF
 
 
+@pytest.mark.parametrize("post", [False, True])
+def test_several_writes_in_one_message_arrive_in_order(client: Client, post: bool) -> None:
+    """More of them than fit into one message, of every width."""
+    assert client.version.write_multiple
+    writes = [
+        (int(Bar.REGISTERS), Reg.BUFFER + at, width, number * 0x0101010101010101 + number)
+        for number in range(1000)
+        for at, width in ((8, 8), (4, 4), (2, 2), (1, 1))
+    ]
+    assert client.write_multi(writes, post=post) == len(writes)
+    for at, width in ((8, 8), (4, 4), (2, 2), (1, 1)):
+        expected = (999 * 0x0101010101010101 + 999) & ((1 << 8 * width) - 1)
+        assert client.read(Bar.REGISTERS, Reg.BUFFER + at, width) == expected
+
+
+def test_of_several_writes_a_wrong_one_is_told_by_the_count(client: Client) -> None:
+    right = (int(Bar.REGISTERS), int(Reg.SCRATCH), 4, 1)
+    wrong = (int(Bar.REGISTERS), 4096, 4, 0)
+    after = (int(Bar.REGISTERS), int(Reg.SCRATCH), 4, 2)
+    assert client.write_multi([right, wrong, after]) == 1
+    assert client.read(Bar.REGISTERS, Reg.SCRATCH, 4) == 1
+    with pytest.raises(ProtocolError) as caught:
+        client.write_multi([wrong, after])
+    assert caught.value.errno == errno.EINVAL
+    assert client.read(Bar.REGISTERS, Reg.SCRATCH, 4) == 1
+    client.write_multi([wrong, after], post=True)
+    assert client.read(Bar.REGISTERS, Reg.SCRATCH, 4) == 2
+    assert client.write_multi([]) == 0
+
+
 def test_blocks_of_any_length_and_alignment_arrive_whole(client: Client) -> None:
     for start, length in ((0, 256), (1, 255), (3, 17), (7, 1), (5, 9)):
         data = bytes((start + length + i) & 0xFF for i in range(length))

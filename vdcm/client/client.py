@@ -179,6 +179,39 @@ class Client:
         head = pack(protocol.REGION_ACCESS, offset, region, width)
         self._connection.send(Command.REGION_WRITE, head + data, MessageFlags.NO_REPLY)
 
+    def write_multi(
+        self, writes: Sequence[tuple[int, int, int, int]], *, post: bool = False
+    ) -> int:
+        """Write several times, each (region, offset, width, value) as in ``write``, in order and in
+        as few messages as the negotiated limit allows.
+
+        Returns how many were done: none behind one that the server refused. With ``post`` no reply
+        is asked for: the refused ones go unseen, the others are done. Raises ProtocolError if
+        the very first is refused, or the server does not take such messages (``version`` says).
+        """
+        if not self.version.write_multiple:
+            raise ProtocolError(f"{self.path}: the server does not take REGION_WRITE_MULTI")
+        most = max(1, self._connection.max_transfer // protocol.WRITE_ONE.size)
+        done = 0
+        for at in range(0, len(writes), most):
+            part = writes[at : at + most]
+            payload = pack(protocol.WRITE_MULTI, len(part)) + b"".join(
+                pack(protocol.WRITE_ONE, offset, region, width, _word_bytes(width, value))
+                for region, offset, width, value in part
+            )
+            if post:
+                self._connection.send(Command.REGION_WRITE_MULTI, payload, MessageFlags.NO_REPLY)
+                done += len(part)
+                continue
+            reply = self.call(Command.REGION_WRITE_MULTI, payload)
+            (count,) = unpack(protocol.WRITE_MULTI, reply, "REGION_WRITE_MULTI")
+            if count > len(part):
+                raise ProtocolError(f"REGION_WRITE_MULTI: {len(part)} writes sent, {count} done")
+            done += count
+            if count < len(part):
+                break
+        return done
+
     def read_bytes(self, region: int, offset: int, size: int) -> bytes:
         """Read ``size`` bytes, in as many messages as the negotiated limit needs."""
         parts = []

@@ -34,12 +34,11 @@ class RegionDescription:
 
     ``size`` in bytes. ``areas`` are page-aligned parts that may be mapped from ``fd`` (offset in
     the file = offset in the region); ``read_only`` are further ones for a client that promises to
-    map them without write permission. ``memory`` is False for an I/O BAR and config space.
+    map them without write permission.
     """
 
     index: int
     size: int
-    memory: bool = True
     fd: int = -1
     areas: Sequence[Area] = field(default=())
     read_only: Sequence[Area] = field(default=())

@@ -45,8 +45,7 @@ def _failed(_kind: type, error: BaseException, traceback: TracebackType) -> int:
     """The one guard between C and Python: an exception becomes a log line and an errno."""
     session: Session = ffi.from_handle(traceback.tb_frame.f_locals["owner"])
     if isinstance(error, DeferredError):
-        session.deferred = True  # an answer like any other, so there is nothing to say about it
-        return errno.EAGAIN
+        return errno.EAGAIN  # an answer like any other, so there is nothing to say about it
     if isinstance(error, VdcmError):
         session.complain(logging.ERROR, "%s", error)
     elif isinstance(error, Exception):
@@ -110,12 +109,9 @@ def vdcm_on_irqs(owner: Any, kind: int, action: int, start: int, count: int) -> 
 @_callback
 def vdcm_on_log(owner: Any, level: int, message: Any) -> int:
     session: Session = ffi.from_handle(owner)
-    if session.deferred:  # all that fails here: libvfio-user says so of every error
-        session.deferred = False
-        return 0
     # syslog levels: 3 is an error. What a client got wrong is its problem: a warning of ours.
     text = ffi.string(message).decode(errors="replace").strip()
-    session.complain(logging.WARNING if level <= 4 else logging.DEBUG, "libvfio-user: %s", text)
+    session.complain(logging.WARNING if level <= 4 else logging.DEBUG, "%s", text)
     return 0
 
 
@@ -135,8 +131,6 @@ class Session:
     ) -> None:
         self.device: Final = endpoint.device
         self.interrupted: BaseException | None = None
-        self.deferred = False
-        """The last access was deferred, and libvfio-user has yet to speak of it."""
         self.warned_not_shared = False
         self.messages = 0
         self._endpoint = endpoint
@@ -147,7 +141,7 @@ class Session:
         self._loop = endpoint.loop
         self._idle_since = 0
         self._stalled: float | None = None
-        self._retry: asyncio.TimerHandle | None = None
+        self._retry: asyncio.Handle | None = None
         self._running = False
         self._closed = False
         self._private: dict[tuple[int, int], bool] = {}
@@ -192,7 +186,6 @@ class Session:
                     self._native,
                     region.index,
                     region.size,
-                    region.memory,
                     region.fd if areas else -1,
                     ffi.new("vdcm_area[]", [tuple(area) for area in areas] or 1),
                     len(areas),
@@ -214,6 +207,7 @@ class Session:
             "max_msg_fds": lib.VDCM_MAX_FDS,
             "max_data_xfer_size": lib.VDCM_MAX_TRANSFER,
             "pgsizes": os.sysconf("SC_PAGESIZE"),
+            "write_multiple": True,
         }
         if self._read_only:
             offered["vdcm"] = protocol.pack_read_only(self._read_only)
@@ -272,6 +266,8 @@ class Session:
             self._wait_for_rest(progress=handled > 0)
         else:
             self._stalled = None
+            if lib.vdcm_session_waiting(self._native):  # the others have their turn before it
+                self._look_later(self._loop.call_soon(self._look_again))
 
     def _wait_for_rest(self, *, progress: bool) -> None:
         """Readable, but not to be read yet: look again later instead of at once for ever."""
@@ -283,9 +279,12 @@ class Session:
             self.close(f"the rest of a message did not come within {waited:.1f} s")
             return
         self._loop.remove_reader(self._connection.fileno())
+        self._look_later(self._loop.call_later(min(max(waited, 0.001), 0.05), self._look_again))
+
+    def _look_later(self, handle: asyncio.Handle) -> None:
         if self._retry is not None:  # look() may come between
             self._retry.cancel()
-        self._retry = self._loop.call_later(min(max(waited, 0.001), 0.05), self._look_again)
+        self._retry = handle
 
     def _look_again(self) -> None:
         self._retry = None
