@@ -47,7 +47,8 @@ class HostDriver:
 
     ``adi_types``: the kinds of ADI by name. ``generations``: the revisions of the device that it
     can pass for, the latest first; a VDEV looks the same on every parent that is set to one
-    generation. ``channel``: guests can talk to it through a mailbox.
+    generation. ``channel``: guests can talk to it through a mailbox. ``together``: the ADIs of one
+    VDEV have something in common, so one sweep thread has all of them.
 
     ``resources``: how much there is of what the ADI types require. ``messages``: IMS entries.
     ``workers``: sweep threads, made when there is an ADI to serve.
@@ -56,6 +57,7 @@ class HostDriver:
     adi_types: ClassVar[Mapping[str, AdiType]] = {}
     generations: ClassVar[tuple[str, ...]] = ("1",)
     channel: ClassVar[bool] = False
+    together: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -150,7 +152,7 @@ class HostDriver:
                     "or give the parent more"
                 )
         index = next(self._numbers)
-        path = self._least_busy().adi(lambda _path: self._on_event(adi))
+        path = self._sweep_for(owner).adi(lambda _path: self._on_event(adi))
         adi = Adi(self, kind, index, owner, path)
         try:
             adi.messages = [self.ims.allocate() for _ in range(kind.messages)]
@@ -456,7 +458,12 @@ class HostDriver:
             needed = " or ".join(state.value for state in states)
             raise StateError(f"{adi.name} is {adi.state.value}; to {what} it has to be {needed}")
 
-    def _least_busy(self) -> Sweep:
+    def _sweep_for(self, owner: str) -> Sweep:
+        """The least busy one, or the one that has the owner's others."""
+        if self.together:
+            for adi in self.adis.values():
+                if adi.owner == owner:
+                    return adi.path.sweep
         if len(self._sweeps) < self._workers and all(map(len, self._sweeps)):
             self._sweeps.append(Sweep())
         return min(self._sweeps, key=len)

@@ -122,7 +122,8 @@ class Manager:
         return [entry.summary() for entry in made]
 
     def undefine(self, name: str) -> None:
-        """Forget a definition. A VDEV that is started stays until it is stopped."""
+        """Forget a definition, and what the parents keep for it: its data above all. A VDEV that is
+        started stays until it is stopped."""
         entry = self._defined(name, "it goes when it is stopped")
         entry.need("undefining", Life.DEFINED, Life.FAILED, Life.STARTED)
         if self._store is not None:
@@ -130,7 +131,7 @@ class Manager:
         if entry.life is Life.STARTED:
             entry.origin = Origin.TRANSIENT
         else:
-            self._forget(entry)
+            self._end(entry)
 
     def modify(
         self,
@@ -192,6 +193,15 @@ class Manager:
         for called in {definition.uuid, definition.name}:
             del self._called[called]
 
+    def _end(self, entry: Entry) -> None:
+        """It is defined no more, and not started: nothing of it is to stay."""
+        self._forget(entry)
+        for name in entry.definition.parents:
+            try:
+                self._parent(name).forget(entry.name)
+            except Exception:  # what the parent keeps is left as it is, and the others forget
+                log.exception("%s: its parent %s failed to forget it", entry.name, name)
+
     def _defined(self, name: str, hint: str) -> Entry:
         """The entry of a stored definition."""
         entry = self.entry(name)
@@ -224,7 +234,7 @@ class Manager:
         try:
             self._start(entry)
         except BaseException:
-            self._forget(entry)
+            self._end(entry)
             raise
         return entry.summary()
 
@@ -281,7 +291,7 @@ class Manager:
         entry.need("stopping", Life.STARTED)
         self._stop(entry)
         if entry.origin is Origin.TRANSIENT:
-            self._forget(entry)
+            self._end(entry)
 
     def _stop(self, entry: Entry) -> None:
         entry.life = Life.STOPPING

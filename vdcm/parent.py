@@ -83,6 +83,10 @@ class Parent(Configurable):
         drivers = [parent.driver for parent in (self, *spare) if parent.driver is not None]
         return build(kind.model, name, properties, drivers=drivers, **kind.arguments)
 
+    def forget(self, vdev: str) -> None:
+        """The VDEV of that name is defined no more: what is kept for it while it is not started,
+        its data above all, is to go."""
+
     def close(self) -> None:
         """End what the parent does; its VDEVs have been closed. Twice is harmless."""
         if self.driver is not None:

@@ -150,7 +150,7 @@ class AdiPath:
         self, sweep: Sweep, identifier: int, native: Any, on_event: Callable[[AdiPath], None]
     ) -> None:
         self.on_event: Final = on_event
-        self._sweep = sweep
+        self.sweep: Final = sweep
         self._id = identifier
         self._native = native
         self._queues: list[QueuePath] = []
@@ -237,7 +237,7 @@ class AdiPath:
         lib.vdcm_adi_free(self._native)
         self._native = None
         self._queues.clear()
-        self._sweep.forget(self._id)
+        self.sweep.forget(self._id)
 
     def _check(self) -> None:
         if self._native is None:
