@@ -24,7 +24,7 @@ from nvme_host import (
     PAGE,
     SET,
 )
-from nvme_machine import RAM, SIZE, Machine
+from nvme_vdev import RAM, SIZE, Machine
 
 OUTSIDE = RAM + SIZE
 ALL = 0xFFFF_FFFF
