@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.guest import copies, gpio, idxd
+from tests.guest import copies, gpio, idxd, nic
 from tests.guest.lab import MODULES, Lab, root_port
 from tests.guest.machine import Machine, vfio_user
 from tests.guest.server import Server
@@ -92,6 +92,30 @@ def idxd_lab(
     started += [server, machine]
     with server, machine:
         yield idxd.IdxdLab(server, machine)
+    started.remove(machine)
+    started.remove(server)
+
+
+@pytest.fixture(scope="session")
+def avf_lab(
+    environment: Environment,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+) -> Iterator[nic.Nic]:
+    folder = tmp_path_factory.mktemp("avf")
+    started = request.config.stash.setdefault(_STARTED, [])
+    server = Server(folder, {"nic0": {"type": "avf", "mac": "02:00:00:00:00:01"}})
+    machine = Machine(
+        environment,
+        log_dir=folder,
+        cpus=2,
+        modules=nic.MODULES,
+        tools=nic.TOOLS,
+        devices=vfio_user(server.socket("nic0")),
+    )
+    started += [server, machine]
+    with server, machine:
+        yield nic.Nic(server, machine, "nic0")
     started.remove(machine)
     started.remove(server)
 

@@ -1,0 +1,96 @@
+"""The host driver of the NIC: its ADIs are VSIs with their queue pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import ClassVar, Final
+
+from vdcm import Adi, AdiType, HostDriver, ParentFunction, ResourceError
+from vdcm_devices.avf.datapath import DataPath, MakeDataPath, NullDataPath
+from vdcm_devices.avf.registers import MOST_QUEUES
+from vdcm_devices.avf.vsi import text
+
+PAIRS: Final = "queue-pairs"
+VSIS: Final = "vsis"
+
+
+def vsi_type(pairs: int) -> str:
+    """The ADI type of a VSI with ``pairs`` queue pairs (1 to 16)."""
+    return f"vsi-{pairs}"
+
+
+def _type(pairs: int) -> AdiType:
+    return AdiType(
+        vsi_type(pairs),
+        {VSIS: 1, PAIRS: pairs},
+        messages=pairs,
+        doc=f"A VSI with {pairs} queue pairs, an interrupt message for each.",
+    )
+
+
+class AvfDriver(HostDriver):
+    """``pairs``: queue pairs; ``vsis``: VSIs; ``make``: makes an ADI's data path."""
+
+    adi_types: ClassVar[Mapping[str, AdiType]] = {
+        vsi_type(pairs): _type(pairs) for pairs in range(1, MOST_QUEUES + 1)
+    }
+    generations: ClassVar[tuple[str, ...]] = ("1.1",)
+
+    def __init__(
+        self,
+        name: str,
+        function: ParentFunction,
+        *,
+        pairs: int,
+        vsis: int,
+        messages: int,
+        workers: int,
+        make: MakeDataPath = NullDataPath,
+        direct: bool = False,
+    ) -> None:
+        super().__init__(
+            name, function, {PAIRS: pairs, VSIS: vsis}, messages=messages, workers=workers
+        )
+        self.direct: Final = direct
+        """Its data path looks at the registers of the queues itself, on direct pages."""
+        self._make: Final = make
+        self._macs: dict[bytes, object] = {}
+
+    # What an ADI is.
+
+    def on_allocate(self, adi: Adi) -> None:
+        adi.resource = self._make(adi.type.messages)
+
+    def on_reset(self, adi: Adi) -> None:
+        self.path(adi).reset()
+
+    def on_release(self, adi: Adi) -> None:
+        self.path(adi).close()
+
+    def on_counters(self, adi: Adi) -> dict[str, int]:
+        return asdict(self.path(adi).statistics())
+
+    def path(self, adi: Adi) -> DataPath:
+        """The data path of an ADI."""
+        path: DataPath = adi.resource
+        return path
+
+    # Who has which address.
+
+    def take_mac(self, mac: bytes, owner: object) -> None:
+        """``owner`` has ``mac`` until ``give_mac``; ResourceError if another one has it."""
+        if mac in self._macs:
+            raise ResourceError(
+                f"{self.name}: MAC address {text(mac)} is in use: give each VDEV its own, or none"
+            )
+        self._macs[mac] = owner
+
+    def give_mac(self, mac: bytes, owner: object) -> None:
+        """Undo ``take_mac``. Twice is harmless."""
+        if self._macs.get(mac) is owner:
+            del self._macs[mac]
+
+    def owner_of(self, mac: bytes) -> object | None:
+        """Who has taken ``mac``; None: nobody."""
+        return self._macs.get(mac)

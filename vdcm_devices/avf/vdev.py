@@ -1,0 +1,379 @@
+"""An Adaptive Virtual Function: registers, admin queues and virtchnl in front of a VSI."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from vdcm import (
+    Adi,
+    AdiState,
+    Bar,
+    BarKind,
+    HostDriver,
+    Identity,
+    MsiX,
+    PagePolicy,
+    Pages,
+    Property,
+    PropertyError,
+    Report,
+    ResourceError,
+    Vdev,
+)
+from vdcm_devices.avf.adminq import AdminQueues
+from vdcm_devices.avf.channel import Channel
+from vdcm_devices.avf.codes import ResetState
+from vdcm_devices.avf.driver import PAIRS, AvfDriver, vsi_type
+from vdcm_devices.avf.pages import QueuePages, VectorControl
+from vdcm_devices.avf.registers import (
+    BAR0_SIZE,
+    BAR3_SIZE,
+    DIRECT_PAGES,
+    MOST_QUEUES,
+    MSIX_PENDING,
+    MSIX_TABLE,
+    PAGE,
+    AvfRegisters,
+)
+from vdcm_devices.avf.vsi import Policy, Vsi, is_multicast
+
+log = logging.getLogger("vdcm.avf")
+
+GRACE: Final = 0.05
+"""Seconds from a reset's announcement to the reset."""
+SETTLING: Final = 0.01
+"""Seconds that a reset takes, as the driver sees it."""
+
+
+class AvfVdev(Vdev):
+    """An Adaptive Virtual Function with ``queues`` queue pairs, until the driver wants others."""
+
+    identity = Identity(vendor=0x8086, device=0x1889, class_code=0x020000)
+
+    mac = Property(
+        "",
+        live=False,
+        doc="Its MAC address, as 02:00:00:00:00:01; empty: one made of the host's and its name.",
+    )
+    queues = Property(4, minimum=1, maximum=MOST_QUEUES, live=False, doc="Queue pairs.")
+    max_vlans = Property(64, maximum=4094, live=False, doc="VLAN filters at most.")
+    trust = Property(
+        False, doc="The guest may be promiscuous and have other MAC addresses beside its own."
+    )
+    spoof_check = Property(True, doc="Frames are sent from its own MAC addresses only.")
+    link = Property(True, doc="The link is up.")
+    speed = Property(10000, minimum=1, maximum=400000, doc="Of the link, in Mbit/s.")
+    vf_reset = Property(
+        False, doc="Set it to have the function reset, which the guest's driver is told before."
+    )
+    weight = Property(16, minimum=1, maximum=255, doc="Share of the work under contention.")
+    rate = Property(0, maximum=(1 << 50) - 1, doc="Bytes a second; 0: no limit.")
+
+    def __init__(self, name: str, drivers: Sequence[HostDriver]) -> None:
+        self._driver: Final = drivers[0]
+        self._address = mac_of(name, self.mac)
+        self.registers: Final = AvfRegisters(self)
+        self.channel: Final = Channel(self)
+        self.admin: Final = AdminQueues(self)
+        self._misc: Final = VectorControl(lambda: self.interrupts.signal(0))
+        self._generation = 0
+        self._reset_due = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._adi: Adi | None = None
+        self._vsi: Vsi | None = None
+        self.complaints = 0
+        self.last_complaint = ""
+        driver = self._avf
+        pages = [Pages(at, PAGE, PagePolicy.DIRECT) for at in DIRECT_PAGES]
+        bar = Bar(0, BAR0_SIZE, BarKind.MEMORY64_PREFETCHABLE, pages if driver.direct else ())
+        self._pages: QueuePages | None = None
+        if not driver.direct:
+            self._pages = QueuePages(self._tail, lambda vector: self._send_message(vector - 1))
+            bar.place(0, self._pages.registers)
+        bar.place(AvfRegisters.BASE, self.registers)
+        msix = MsiX(
+            MOST_QUEUES + 1,
+            table_bar=3,
+            table_offset=MSIX_TABLE,
+            pba_bar=3,
+            pba_offset=MSIX_PENDING,
+        )
+        super().__init__(
+            name,
+            bars=[bar, Bar(3, BAR3_SIZE, BarKind.MEMORY64_PREFETCHABLE)],
+            capabilities=[msix],
+            drivers=drivers,
+        )
+        try:
+            driver.take_mac(self._address, self)
+            self._compose(self.queues)
+        except BaseException:
+            self.close()
+            raise
+        self._settled()
+
+    # Composition.
+
+    @property
+    def _avf(self) -> AvfDriver:
+        driver = self._adi.driver if self._adi is not None else self._driver
+        assert isinstance(driver, AvfDriver)
+        return driver
+
+    @property
+    def vsi(self) -> Vsi:
+        assert self._vsi is not None
+        return self._vsi
+
+    def _compose(self, pairs: int) -> None:
+        """Have a VSI of so many queue pairs; ResourceError if there is none left."""
+        self._adi = adi = self.add_adi(vsi_type(pairs), range(1, pairs + 1))
+        path = self._avf.path(adi)
+        path.attach(self, None if self._pages is not None else self.bars[0].view(0, 0x4000))
+        path.set_link(self.link)
+        self._vsi = Vsi(adi.index % 0xFFFF + 1, pairs, self._policy, self)
+        self._vsi.attach(path)
+        adi.driver.set_qos(adi, weight=self.weight, rate=self.rate)
+
+    def grantable_pairs(self, wanted: int) -> int:
+        driver = self._avf
+        free = driver.resources[PAIRS] - driver.used(PAIRS)
+        return min(wanted, MOST_QUEUES, self.vsi.pairs + free)
+
+    def regroup(self, pairs: int) -> None:
+        self._reset_later(lambda: self._regroup(pairs))
+
+    def _regroup(self, pairs: int) -> None:
+        before, adi = self.vsi.pairs, self._adi
+        self._begin_reset(f"the driver asks for {pairs} queue pairs instead of {before}")
+        if adi is not None:
+            self.remove_adi(adi)
+        try:
+            self._compose(pairs)
+        except ResourceError:  # interrupt messages, that is; what there was, there is again
+            self._compose(before)
+        self.later(SETTLING, self._settled)
+
+    def queues_changed(self) -> None:
+        """The ADI works as long as a queue of it is enabled."""
+        adi, vsi = self._adi, self.vsi
+        assert adi is not None
+        enabled = vsi.tx_enabled | vsi.rx_enabled
+        if enabled and adi.state is AdiState.ALLOCATED:
+            adi.driver.enable(adi)
+        elif not enabled and adi.state is not AdiState.ALLOCATED:
+            adi.driver.disable(adi)
+
+    def is_taken(self, address: bytes, by_other_than: object) -> bool:
+        """Of unicast addresses, among all VSIs of the parent (vsi.Addresses)."""
+        del by_other_than
+        return self._avf.owner_of(address) not in (None, self)
+
+    @property
+    def _policy(self) -> Policy:
+        return Policy(self._address, self.trust, self.spoof_check, self.max_vlans)
+
+    # Properties.
+
+    def on_set_trust(self, _value: bool) -> None:
+        self.vsi.set_policy(self._policy)
+
+    def on_set_spoof_check(self, _value: bool) -> None:
+        self.vsi.set_policy(self._policy)
+
+    def on_set_link(self, up: bool) -> None:
+        self.vsi.path.set_link(up)
+        self.channel.tell_link()
+
+    def on_set_speed(self, _value: int) -> None:
+        self.channel.tell_link()
+
+    def on_set_vf_reset(self, wanted: bool) -> None:
+        if wanted:
+            self.channel.tell_reset()
+            self.later(GRACE, lambda: self._reset_function("the host wants it"))
+
+    def on_set_weight(self, weight: int) -> None:
+        if self._adi is not None:
+            self._adi.driver.set_qos(self._adi, weight=weight)
+
+    def on_set_rate(self, rate: int) -> None:
+        if self._adi is not None:
+            self._adi.driver.set_qos(self._adi, rate=rate)
+
+    # Resets.
+
+    def driver_reset(self) -> None:
+        self._reset_later(lambda: self._reset_function("the driver asks for it"))
+
+    def _reset_later(self, reset: Callable[[], None]) -> None:
+        """The driver sees that its message has been taken, which a reset makes it forget."""
+        if not self._reset_due:
+            self._reset_due = True
+            self.channel.forget()
+            self.later(SETTLING, reset)
+
+    def _reset_function(self, why: str) -> None:
+        """A VF reset: all but configuration space and MSI-X."""
+        self._begin_reset(why)
+        self.vsi.reset()
+        self.later(SETTLING, self._settled)
+
+    def _begin_reset(self, why: str) -> None:
+        self._say(f"VF reset: {why}")
+        self.resets += 1
+        if self._adi is not None:
+            self._adi.driver.reset(self._adi)
+        self._forget()
+        if self._pages is not None:
+            self._pages.reset()
+        else:
+            for at in DIRECT_PAGES:
+                self.bars[0].view(at, PAGE)[:] = bytes(PAGE)
+        self.registers.reset()
+        self.registers.RSTAT.VFR_STATE = ResetState.IN_PROGRESS
+
+    def _forget(self) -> None:
+        self._generation += 1
+        self.admin.forget()
+        self.channel.forget()
+        self._misc.forget()
+        self._reset_due = False
+        vars(self)["vf_reset"] = False
+
+    def _settled(self) -> None:
+        """The reset is over, and the driver may begin."""
+        self.registers.RSTAT.VFR_STATE = ResetState.COMPLETED
+        self.later(0.0, self._activate)
+
+    def _activate(self) -> None:
+        self.registers.RSTAT.VFR_STATE = ResetState.ACTIVE
+
+    def on_reset(self) -> None:
+        """A function-level reset: the ADI and the registers have been reset already."""
+        self._forget()
+        if self._pages is not None:
+            self._pages.reset()
+        if self._vsi is not None:
+            self._vsi.reset()
+        self.later(SETTLING, self._settled)
+
+    def later(self, seconds: float, do: Callable[[], None]) -> None:
+        """On the event loop; without one, at once."""
+        generation = self._generation
+
+        def now() -> None:
+            if generation == self._generation and self._vsi is not None:
+                do()
+
+        with suppress(RuntimeError):
+            self._loop = asyncio.get_running_loop()
+        if self._loop is None or self._loop.is_closed():
+            now()
+        else:
+            self._loop.call_later(seconds, now)
+
+    # Interrupts.
+
+    def raise_admin_cause(self) -> None:
+        self.registers.ICR01.ADMINQ = 1
+        self._look_at_causes()
+
+    def on_write_DYN_CTL01(self, value: int) -> None:
+        if value >> 2 & 1:
+            self.registers.ICR01.SWINT = 1
+        self._misc.written(value)
+        self._look_at_causes()
+
+    def on_write_ICR0_ENA1(self, _value: int) -> None:
+        self._look_at_causes()
+
+    def _look_at_causes(self) -> None:
+        if self.registers.ICR01.ADMINQ and self.registers.ICR0_ENA1.ADMINQ and self._misc.enabled:
+            self._misc.cause()
+        self.registers.DYN_CTL01.INTENA = int(self._misc.enabled)
+
+    def raise_message(self, message: int) -> None:
+        if self._pages is not None:
+            self._pages.cause(message)
+
+    def _send_message(self, message: int) -> None:
+        if self._adi is not None and message < len(self._adi.messages):
+            self._adi.messages[message].raise_()
+
+    # Admin queues and queues.
+
+    def on_write_ATQT1(self, _value: int) -> None:
+        self.admin.transmit()
+
+    def on_write_ARQT1(self, _value: int) -> None:
+        self.admin.receive()
+
+    def on_message(self, opcode: int, data: bytes) -> None:
+        self.channel.receive(opcode, data)
+
+    def send(self, opcode: int, status: int, data: bytes) -> None:
+        self.admin.send(opcode, status, data)
+
+    def _tail(self, queue: int, value: int, transmit: bool) -> None:
+        if self._vsi is not None and self.bus_master:
+            self._vsi.path.tail(queue, value, transmit=transmit)
+
+    # What went wrong, and what there is.
+
+    def on_adi_report(self, adi: Adi, report: Report) -> None:
+        del adi
+        self.complain(f"queues: report {report.code}: {report.data.hex()}")
+        self._reset_function("its queues cannot go on")
+
+    def complain(self, why: str) -> None:
+        self.complaints += 1
+        self.last_complaint = why
+        self._say(why)
+        if self.complaints == 1:  # the rest is in the trace, and counted
+            log.warning("%s: the guest's driver: %s", self.name, why)
+
+    def describe(self) -> dict[str, Any]:
+        described = super().describe()
+        described["vsi"] = self.vsi.describe() if self._vsi is not None else None
+        described["channel"] = {
+            "version": ".".join(map(str, self.channel.version)),
+            "capabilities": [flag.name.lower() for flag in self.channel.capabilities if flag.name],
+            "active": self.channel.active,
+            "messages": self.channel.messages,
+            "refused": self.channel.refused,
+            "lost": self.admin.lost,
+            "complaints": self.complaints,
+            "last_complaint": self.last_complaint,
+        }
+        return described
+
+    def close(self) -> None:
+        super().close()
+        if self.session is None:
+            self._vsi = self._adi = None
+            if isinstance(self._driver, AvfDriver):
+                self._driver.give_mac(self._address, self)
+
+
+def mac_of(name: str, given: str) -> bytes:
+    """The address that ``given`` says, or a locally administered one of its own, the same at each
+    start on this host. PropertyError for what is no unicast address."""
+    if not given:
+        machine = Path("/etc/machine-id")
+        host = machine.read_bytes() if machine.exists() else b""
+        digest = hashlib.sha256(host + b"\0" + name.encode()).digest()
+        return bytes([digest[0] & 0xFC | 0x02]) + digest[1:6]
+    if not re.fullmatch(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", given):
+        raise PropertyError(f"{name}: mac takes six bytes as 02:00:00:00:00:01, not {given[:40]!r}")
+    address = bytes.fromhex(given.replace(":", ""))
+    if is_multicast(address) or not any(address):
+        raise PropertyError(f"{name}: mac takes a unicast address, not {given}")
+    return address
