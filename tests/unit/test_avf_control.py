@@ -367,6 +367,43 @@ def test_rss(lab: Lab) -> None:
     assert vdev_of(driver).vsi.rss == rss
 
 
+def test_rss_by_registers(lab: Lab) -> None:
+    driver = lab.driver(capabilities=avf.L2 | 1 << 4, queues=2)
+    assert driver.resources.capabilities == avf.L2 | 1 << 4
+    driver.bus.write(0xC400, 1 << 31)
+    for word in range(13):
+        driver.bus.write(0xCC00 + 4 * word, 0x0101_0101 * word)
+    driver.bus.write(0xD000, 0x01_00_01_00)
+    rss = vdev_of(driver).vsi.rss
+    assert rss.types == 1 << 31
+    assert rss.key == bytes(word for word in range(13) for _ in range(4))
+    assert rss.table == bytes([0, 1, 0, 1]) + bytes(60)
+    driver.bus.write(0xD000, 2)
+    assert vdev_of(driver).vsi.rss == rss
+    assert "queue 2 of 2" in vdev_of(driver).last_complaint
+
+
+def test_rss_by_registers_is_negotiated(lab: Lab) -> None:
+    driver = lab.driver()
+    before = vdev_of(driver).vsi.rss
+    driver.bus.write(0xC400, 1 << 31)
+    assert vdev_of(driver).vsi.rss == before
+    assert "RSS_REGISTERS has not been negotiated" in vdev_of(driver).last_complaint
+
+
+def test_a_message_is_done_as_a_whole_or_not_at_all(lab: Lab) -> None:
+    driver = lab.driver(queues=2)
+    number = driver.resources.vsi
+    message = struct.pack("<HHI", number, 2, 0) + avf.queue_pair(number, 0)
+    broken = message + avf.tx_queue(number, 1) + avf.rx_queue(number, 1, length=3)
+    assert driver.call(avf.CONFIG_QUEUES, broken).status == avf.PARAMETER
+    assert vdev_of(driver).vsi.tx == {}
+    good, bad = (number, 1, 1, 1, 0, 0), (number, 2, 2, 2, 0, 9)
+    maps = struct.pack("<H6H6H", 2, *good, *bad)
+    assert driver.call(avf.CONFIG_IRQS, maps).status == avf.PARAMETER
+    assert vdev_of(driver).vsi.tx_vectors == {}
+
+
 # Queue pairs, resets, events.
 
 

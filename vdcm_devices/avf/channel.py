@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from vdcm import DeclarationError, VdcmError
 from vdcm_devices.avf.codes import (
@@ -24,6 +24,7 @@ from vdcm_devices.avf.codes import (
     Status,
     VlanSupport,
 )
+from vdcm_devices.avf.datapath import RxQueue
 from vdcm_devices.avf.messages import (
     EVENT_LINK,
     HENA,
@@ -43,6 +44,7 @@ from vdcm_devices.avf.vsi import HASHED, MOST_FRAME, Vsi
 OFFERED: Final = (
     Capability.L2
     | Capability.RSS_PF
+    | Capability.RSS_REGISTERS
     | Capability.VLAN
     | Capability.VLAN_V2
     | Capability.REQUEST_QUEUES
@@ -184,6 +186,8 @@ class Channel:
         granted = (wanted | Capability.L2) & OFFERED
         if Capability.VLAN_V2 in granted:
             granted &= ~Capability.VLAN
+        if Capability.RSS_PF in granted:
+            granted &= ~Capability.RSS_REGISTERS
         self.capabilities = granted
         self.active = True
         vsi.negotiated(granted)
@@ -238,33 +242,40 @@ class Channel:
     # Queues.
 
     def on_CONFIG_TX_QUEUE(self, message: Parsed) -> bytes:
-        self._function.vsi.configure_tx(message.head)
+        vsi = self._function.vsi
+        vsi.configure([vsi.tx_queue(message.head)], [])
         return b""
 
     def on_CONFIG_RX_QUEUE(self, message: Parsed) -> bytes:
-        self._check_descriptor(message.head["rxdid"])
-        self._function.vsi.configure_rx(message.head)
+        vsi = self._function.vsi
+        vsi.configure([], [self._rx_queue(message.head)])
         return b""
 
     def on_CONFIG_VSI_QUEUES(self, message: Parsed) -> bytes:
+        vsi = self._function.vsi
         for pair in message.elements:
             if pair["queue"] != pair["rx_queue"]:
                 raise Refused(
                     Status.PARAMETER, f"a pair of queues {pair['queue']} and {pair['rx_queue']}"
                 )
-            self._check_descriptor(pair["rxdid"])
-            self._function.vsi.configure_tx(pair)
-            self._function.vsi.configure_rx(pair)
+        tx = [vsi.tx_queue(pair) for pair in message.elements]
+        vsi.configure(tx, [self._rx_queue(pair) for pair in message.elements])
         return b""
 
-    def _check_descriptor(self, rxdid: int) -> None:
+    def _rx_queue(self, settings: Mapping[str, Any]) -> RxQueue:
         negotiated = Capability.FLEXIBLE_RX_DESCRIPTORS in self.capabilities
-        if negotiated and rxdid != RXDID_32_BYTE_BASE:
-            raise Refused(Status.PARAMETER, f"receive descriptors {rxdid} are not supported")
+        if negotiated and settings["rxdid"] != RXDID_32_BYTE_BASE:
+            raise Refused(
+                Status.PARAMETER, f"receive descriptors {settings['rxdid']} are not supported"
+            )
+        return self._function.vsi.rx_queue(settings)
 
     def on_CONFIG_IRQ_MAP(self, message: Parsed) -> bytes:
+        vsi = self._function.vsi
         for vector in message.elements:
-            self._function.vsi.map_vector(vector)
+            vsi.check_vector(vector)
+        for vector in message.elements:
+            vsi.map_vector(vector)
         return b""
 
     def on_ENABLE_QUEUES(self, message: Parsed) -> bytes:
@@ -334,6 +345,17 @@ class Channel:
         return b""
 
     # Offloads.
+
+    def set_rss_by_registers(self, key: bytes, table: bytes, types: int) -> None:
+        """A driver that has negotiated it has written HKEY, HLUT or HENA."""
+        vsi = self._function.vsi
+        try:
+            self._need(Capability.RSS_REGISTERS)
+            vsi.set_types(types)
+            vsi.set_key(key)
+            vsi.set_table(table)
+        except Refused as error:
+            self._function.complain(f"RSS by registers: {error}")
 
     def on_CONFIG_RSS_KEY(self, message: Parsed) -> bytes:
         self._need(Capability.RSS_PF)

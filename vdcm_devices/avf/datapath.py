@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from vdcm import DmaError
+from vdcm import Adi, DmaError, Report
 
 TX_DESCRIPTOR: Final = 16
 RX_DESCRIPTOR: Final = 32
@@ -119,8 +119,8 @@ class Guest(Protocol):
 class DataPath(Protocol):
     """The queues and the port of one VSI.
 
-    The host driver makes it with its ADI and closes it when C no longer knows the ADI. What it
-    finds wrong with a queue it reports through the ADI (``HostDriver``'s reports).
+    The host driver makes it with its ADI and closes it when C no longer knows the ADI. A report of
+    C's (``vdcm_services.report``) says that the driver has broken a queue: the function is reset.
     """
 
     def attach(self, guest: Guest, pages: memoryview | None) -> None:
@@ -157,6 +157,9 @@ class DataPath(Protocol):
     def statistics(self) -> Statistics:
         """The counters now."""
 
+    def explain(self, report: Report) -> str:
+        """A report of its C, in words."""
+
     def reset(self) -> None:
         """The function is being reset: as it was made, but attached; the counters stay."""
 
@@ -164,8 +167,9 @@ class DataPath(Protocol):
         """Give everything back. Twice is harmless."""
 
 
-MakeDataPath = Callable[[int], DataPath]
-"""Makes one for so many queue pairs."""
+MakeDataPath = Callable[[Adi], DataPath]
+"""Makes the one of an ADI, which has as many messages as queue pairs; one in C adds its queues to
+``adi.path``. They run while the ADI is enabled: as long as one of its queues is."""
 
 
 @dataclass
@@ -181,7 +185,7 @@ class NullDataPath:
     It takes transmit descriptors as they come, so that a driver does not find its queue stuck.
     """
 
-    pairs: int
+    adi: Adi
     _guest: Guest | None = None
     _counted: Statistics = field(default_factory=Statistics)
     _settings: dict[int, TxQueue] = field(default_factory=dict)
@@ -254,6 +258,9 @@ class NullDataPath:
 
     def statistics(self) -> Statistics:
         return self._counted
+
+    def explain(self, report: Report) -> str:
+        return f"report {report.code}"  # it has no C
 
     def reset(self) -> None:
         self._rings.clear()

@@ -60,7 +60,7 @@ class AvfDriver(HostDriver):
     # What an ADI is.
 
     def on_allocate(self, adi: Adi) -> None:
-        adi.resource = self._make(adi.type.messages)
+        adi.resource = self._make(adi)
 
     def on_reset(self, adi: Adi) -> None:
         self.path(adi).reset()

@@ -310,6 +310,22 @@ class AvfVdev(Vdev):
 
     # Admin queues and queues.
 
+    def on_write_HENA(self, _index: int, _value: int) -> None:
+        self._rss_written()
+
+    def on_write_HKEY(self, _index: int, _value: int) -> None:
+        self._rss_written()
+
+    def on_write_HLUT(self, _index: int, _value: int) -> None:
+        self._rss_written()
+
+    def _rss_written(self) -> None:
+        key, table, types = (
+            b"".join(word.value.to_bytes(4, "little") for word in array)
+            for array in (self.registers.HKEY, self.registers.HLUT, self.registers.HENA)
+        )
+        self.channel.set_rss_by_registers(key, table, int.from_bytes(types, "little"))
+
     def on_write_ATQT1(self, _value: int) -> None:
         self.admin.transmit()
 
@@ -329,8 +345,7 @@ class AvfVdev(Vdev):
     # What went wrong, and what there is.
 
     def on_adi_report(self, adi: Adi, report: Report) -> None:
-        del adi
-        self.complain(f"queues: report {report.code}: {report.data.hex()}")
+        self.complain(self._avf.path(adi).explain(report))
         self._reset_function("its queues cannot go on")
 
     def complain(self, why: str) -> None:

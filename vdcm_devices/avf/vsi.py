@@ -130,16 +130,16 @@ class Vsi:
 
     # Queues.
 
-    def configure_tx(self, settings: Mapping[str, Any]) -> None:
+    def tx_queue(self, settings: Mapping[str, Any]) -> TxQueue:
+        """What a message says of a transmit queue, checked."""
         index = self._queue(settings["queue"], self.tx_enabled)
         _check("ring length", settings["length"], TX_LENGTHS)
         _check_address(settings["address"])
-        self.tx[index] = queue = TxQueue(
-            index, settings["address"], settings["length"], *self.tx_vectors.get(index, ())
-        )
-        self.path.configure_tx(queue)
+        vector = self.tx_vectors.get(index, ())
+        return TxQueue(index, settings["address"], settings["length"], *vector)
 
-    def configure_rx(self, settings: Mapping[str, Any]) -> None:
+    def rx_queue(self, settings: Mapping[str, Any]) -> RxQueue:
+        """What a message says of a receive queue, checked."""
         index = self._queue(settings["rx_queue"], self.rx_enabled)
         _check("ring length", settings["rx_length"], RX_LENGTHS)
         _check("buffer size", settings["buffer_size"], BUFFER_SIZES)
@@ -147,7 +147,7 @@ class Vsi:
         _check_address(settings["rx_address"])
         if settings["split"]:
             raise Refused(Status.PARAMETER, "headers are not split")
-        self.rx[index] = queue = RxQueue(
+        return RxQueue(
             index,
             settings["rx_address"],
             settings["rx_length"],
@@ -155,7 +155,15 @@ class Vsi:
             settings["max_frame"],
             *self.rx_vectors.get(index, ()),
         )
-        self.path.configure_rx(queue)
+
+    def configure(self, tx: Iterable[TxQueue], rx: Iterable[RxQueue]) -> None:
+        """Take queues that have been checked."""
+        for queue in tx:
+            self.tx[queue.index] = queue
+            self.path.configure_tx(queue)
+        for received in rx:
+            self.rx[received.index] = received
+            self.path.configure_rx(received)
 
     def _queue(self, index: int, enabled: int) -> int:
         if index >= self.pairs:
@@ -164,8 +172,8 @@ class Vsi:
             raise Refused(Status.PARAMETER, f"queue {index} is enabled: disable it first")
         return index
 
-    def map_vector(self, settings: Mapping[str, Any]) -> None:
-        """Queues of the masks raise the message of ``vector``."""
+    def check_vector(self, settings: Mapping[str, Any]) -> None:
+        """Refused unless ``map_vector`` could do it."""
         vector, tx, rx = settings["vector"], settings["tx_queues"], settings["rx_queues"]
         if vector > self.pairs:
             raise Refused(Status.PARAMETER, f"vector {vector} of {self.pairs + 1}")
@@ -177,16 +185,25 @@ class Vsi:
         _check("ITR index", settings["rx_itr"], range(4))
         if tx & self.tx_enabled or rx & self.rx_enabled:
             raise Refused(Status.PARAMETER, "a vector for queues that are enabled")
-        for index in _bits(tx):
-            self.tx_vectors[index] = message, itr = vector - 1, settings["tx_itr"]
-            if index in self.tx:
-                self.tx[index] = replace(self.tx[index], message=message, itr=itr)
-                self.path.configure_tx(self.tx[index])
-        for index in _bits(rx):
-            self.rx_vectors[index] = message, itr = vector - 1, settings["rx_itr"]
-            if index in self.rx:
-                self.rx[index] = replace(self.rx[index], message=message, itr=itr)
-                self.path.configure_rx(self.rx[index])
+
+    def map_vector(self, settings: Mapping[str, Any]) -> None:
+        """Queues of the masks raise the message of ``vector``, those not configured yet too."""
+        message = settings["vector"] - 1
+        tx, rx = _bits(settings["tx_queues"]), _bits(settings["rx_queues"])
+        self.tx_vectors.update(dict.fromkeys(tx, (message, settings["tx_itr"])))
+        self.rx_vectors.update(dict.fromkeys(rx, (message, settings["rx_itr"])))
+        self.configure(
+            [
+                replace(self.tx[index], message=message, itr=settings["tx_itr"])
+                for index in tx
+                if index in self.tx
+            ],
+            [
+                replace(self.rx[index], message=message, itr=settings["rx_itr"])
+                for index in rx
+                if index in self.rx
+            ],
+        )
 
     def select(self, settings: Mapping[str, Any]) -> tuple[int, int]:
         """The masks of a queue selection, transmit first."""
