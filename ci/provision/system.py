@@ -36,6 +36,7 @@ _NEEDED: tuple[tuple[str, Callable[[], bool]], ...] = (
     ("make", _command("make")),  # kernel modules for the guest
     ("pkg-config", _command("pkg-config")),
     ("libjson-c-dev", _pkg_config("json-c")),
+    ("liburing-dev", _pkg_config("liburing")),
     ("python3-dev", _python_headers),
 )
 
@@ -51,7 +52,7 @@ def provide_system_packages(console: Console) -> None:
     """Install what is missing when root; else raise ProvisionError with the command."""
     missing = missing_packages()
     if not missing:
-        console.say("system", "compiler, make, pkg-config, json-c and Python headers are here")
+        console.say("system", "compiler, make, libraries and Python headers are here")
         return
     install = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
     if os.geteuid() != 0 or not shutil.which("apt-get"):

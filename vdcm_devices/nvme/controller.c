@@ -13,6 +13,54 @@ _Static_assert(sizeof(nvme_error) <= VDCM_REPORT_SIZE, "fits into a report");
 
 #define GUEST_PAGE UINT64_C(4096)
 
+static bool in_file(const nvme_namespace *n)
+{
+    return n->store != NULL && n->memory == NULL;
+}
+
+bool nvme_uses_files(const nvme_controller *c)
+{
+    for (uint32_t i = 1; i <= NVME_MAX_NAMESPACES; i++) {
+        if (in_file(&c->namespaces[i])) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Is a command to it under way? */
+static bool in_use(const nvme_controller *c, const nvme_namespace *n)
+{
+    for (uint32_t i = 1; i <= NVME_MAX_QUEUES; i++) {
+        const nvme_sq *q = c->sqs[i];
+
+        if (q == NULL) {
+            continue;
+        }
+        if (q->busy && q->current.n == n) {
+            return true;
+        }
+        for (uint32_t k = 0; q->channel != NULL && k < NVME_TASKS; k++) {
+            if (q->tasks[k].active && (q->tasks[k].n == n || q->tasks[k].n == NULL)) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+static int open_queues(const nvme_controller *c)
+{
+    for (uint32_t i = 1; i <= NVME_MAX_QUEUES; i++) {
+        int error = c->sqs[i] != NULL ? nvme_sq_open(c->sqs[i]) : 0;
+
+        if (error != 0) {
+            return error;
+        }
+    }
+    return 0;
+}
+
 nvme_controller *nvme_controller_new(uintptr_t services)
 {
     const vdcm_services *table = (const vdcm_services *)services;
@@ -39,7 +87,7 @@ void nvme_controller_free(nvme_controller *c)
 int nvme_controller_configure(nvme_controller *c, const nvme_settings *s)
 {
     if (s->page_shift < 12 || s->page_shift > 16 || s->max_transfer < GUEST_PAGE ||
-        s->max_transfer > NVME_MAX_TRANSFER) {
+        s->max_transfer > NVME_MAX_TRANSFER || s->namespaces > NVME_MAX_NAMESPACES) {
         return -EINVAL;
     }
     c->settings = *s;
@@ -49,12 +97,17 @@ int nvme_controller_configure(nvme_controller *c, const nvme_settings *s)
 int nvme_namespace_set(nvme_controller *c, uint32_t nsid, nvme_store *store, uint64_t offset,
                        uint64_t blocks, uint32_t block_shift, bool read_only)
 {
+    nvme_namespace before;
     nvme_namespace *n;
+    int error = 0;
 
     if (nsid == 0 || nsid > NVME_MAX_NAMESPACES) {
         return -EINVAL;
     }
     n = &c->namespaces[nsid];
+    if (in_use(c, n)) {
+        return -EBUSY;
+    }
     if (blocks == 0) {
         *n = (nvme_namespace){.store = NULL};
         return 0;
@@ -63,12 +116,20 @@ int nvme_namespace_set(nvme_controller *c, uint32_t nsid, nvme_store *store, uin
         offset > store->bytes || blocks > (store->bytes - offset) >> block_shift) {
         return -EINVAL;
     }
+    before = *n;
     *n = (nvme_namespace){.store = store,
+                          .memory = store->memory != NULL ? store->memory + offset : NULL,
                           .offset = offset,
                           .blocks = blocks,
                           .shift = block_shift,
                           .read_only = read_only};
-    return 0;
+    if (in_file(n)) {
+        error = open_queues(c);
+    }
+    if (error != 0) {
+        *n = before;
+    }
+    return error;
 }
 
 /* ---- doorbells ------------------------------------------------------------------------------- */
@@ -134,8 +195,7 @@ int nvme_shadow_set(nvme_controller *c, uint64_t shadow, uint64_t eventidx)
 
 /* ---- queues ---------------------------------------------------------------------------------- */
 
-/* 0 if a queue can be made of that; else an errno value. */
-static int check_queue(uint32_t id, uint64_t address, uint32_t entries, const void *there)
+int nvme_check_queue(uint32_t id, uint64_t address, uint32_t entries, const void *there)
 {
     if (entries < 2 || entries > NVME_MAX_ENTRIES || address % GUEST_PAGE != 0) {
         return EINVAL;
@@ -148,7 +208,7 @@ nvme_cq *nvme_cq_new(nvme_controller *c, uint32_t id, uint64_t address, uint32_t
 {
     nvme_cq *cq;
 
-    errno = check_queue(id, address, entries, id <= NVME_MAX_QUEUES ? c->cqs[id] : NULL);
+    errno = nvme_check_queue(id, address, entries, id <= NVME_MAX_QUEUES ? c->cqs[id] : NULL);
     if (errno != 0) {
         return NULL;
     }
@@ -160,6 +220,7 @@ nvme_cq *nvme_cq_new(nvme_controller *c, uint32_t id, uint64_t address, uint32_t
         cq->address = address;
         cq->interrupts = interrupts;
         cq->phase = 1;
+        cq->bad_head = NVME_NONE;
         c->cqs[id] = cq;
         atomic_store_explicit(&c->words[2 * id + 1], 0, memory_order_relaxed);
     }
@@ -177,50 +238,6 @@ int nvme_cq_free(nvme_cq *cq)
     cq->controller->cqs[cq->id] = NULL;
     free(cq);
     return 0;
-}
-
-nvme_sq *nvme_sq_new(nvme_controller *c, uint32_t id, uint64_t address, uint32_t entries,
-                     nvme_cq *cq)
-{
-    nvme_sq *q;
-
-    errno = check_queue(id, address, entries, id <= NVME_MAX_QUEUES ? c->sqs[id] : NULL);
-    if (errno == 0 && (cq == NULL || cq->controller != c)) {
-        errno = EINVAL;
-    }
-    if (errno != 0) {
-        return NULL;
-    }
-    q = calloc(1, sizeof(*q));
-    if (q != NULL) {
-        q->controller = c;
-        q->cq = cq;
-        q->id = id;
-        q->entries = entries;
-        q->address = address;
-        cq->users++;
-        c->sqs[id] = q;
-        atomic_store_explicit(&c->words[2 * id], 0, memory_order_relaxed);
-    }
-    return q;
-}
-
-void nvme_sq_free(nvme_sq *q)
-{
-    if (q != NULL) {
-        q->controller->sqs[q->id] = NULL;
-        q->cq->users--;
-        free(q);
-    }
-}
-
-void nvme_sq_look(const nvme_sq *q, nvme_sq_state *out)
-{
-    out->tail = atomic_load_explicit(&q->tail, memory_order_relaxed);
-    out->head = atomic_load_explicit(&q->head, memory_order_relaxed);
-    out->under_way = atomic_load_explicit(&q->under_way, memory_order_relaxed);
-    out->in_files = atomic_load_explicit(&q->in_files, memory_order_relaxed);
-    out->completed = atomic_load_explicit(&q->completed, memory_order_relaxed);
 }
 
 void nvme_count(const nvme_controller *c, nvme_counters *out)

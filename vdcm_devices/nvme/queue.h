@@ -1,6 +1,8 @@
 /*
  * The data path of an NVMe controller (NVM Express base 1.4): I/O submission and completion queues,
- * doorbells, and the commands of the NVM command set. One I/O submission queue is the queue of one
+ * doorbells, and the commands of the NVM command set: Flush, Write, Read, Compare, Write Zeroes, Dataset
+ * Management, Verify; no fused ones. Deallocated blocks read as zeros. Data are described by PRPs or
+ * by SGLs (of any alignment, with bit buckets, and longer than the data if the guest likes). One I/O submission queue is the queue of one
  * ADI, run by the sweep through nvme_fastpath(); all queues of a controller are on one sweep. The admin
  * queue's commands are Python's: nvme_admin_fastpath() only sees its doorbell move.
  *
@@ -44,6 +46,7 @@ typedef struct {
     uint32_t coalesce_threshold; /* completions to gather for one interrupt: feature 08h, THR + 1;
                                     0 and 1: no coalescing */
     uint32_t coalesce_us;  /* longest that one is held back: 100 us x TIME; 0: no coalescing */
+    uint32_t namespaces;   /* NN: namespace identifiers there can be; 0: NVME_MAX_NAMESPACES */
     bool write_through;    /* feature 06h, WCE = 0: every write is on disk before it completes */
 } nvme_settings;
 

@@ -73,7 +73,15 @@ nvme_store *nvme_store_file(int fd, uint64_t bytes, uint32_t flags)
     }
     s->bytes = bytes;
     s->device = S_ISBLK(status.st_mode);
-    s->flags = flags;
+    if ((flags & NVME_STORE_THREADS) != 0 || !nvme_uring_works()) {
+        s->pool = nvme_pool_new();
+        if (s->pool == NULL) {
+            error = errno;
+            nvme_store_free(s);
+            errno = error;
+            return NULL;
+        }
+    }
     return s;
 }
 
@@ -85,6 +93,7 @@ void nvme_store_free(nvme_store *s)
     if (s->memory != NULL) {
         munmap(s->memory, s->bytes);
     } else {
+        nvme_pool_free(s->pool);
         close(s->fd);
     }
     free(s);
@@ -97,7 +106,7 @@ uint64_t nvme_store_bytes(const nvme_store *s)
 
 const char *nvme_store_engine(const nvme_store *s)
 {
-    return s->memory != NULL ? "memory" : "threads";
+    return s->memory != NULL ? "memory" : s->pool != NULL ? "threads" : "io_uring";
 }
 
 uintptr_t nvme_store_memory(const nvme_store *s)

@@ -1,0 +1,127 @@
+/*
+ * Guest memory, reached by PASID through the services and touched inside guarded() only: the guest
+ * may unmap a piece between two calls, and cut a file short at any time.
+ */
+#include <errno.h>
+
+#include "engine.h"
+
+int nvme_reach(nvme_sq *q, uint64_t address, uint64_t length, bool write, void **memory,
+               uint64_t *here)
+{
+    const vdcm_services *s = q->controller->services;
+
+    return s->reach(q->worker, s->secondary(q->worker), address, length, write, memory, here);
+}
+
+static int guarded(nvme_sq *q, int (*body)(void *), void *argument)
+{
+    int result = q->controller->services->guarded(q->worker, body, argument);
+
+    q->cuts += result < 0;
+    return result;
+}
+
+struct job {
+    void *to;
+    const void *from;
+    uint64_t length;
+};
+
+static int copy(void *argument)
+{
+    const struct job *job = argument;
+
+    memcpy(job->to, job->from, job->length);
+    return 0;
+}
+
+int nvme_copy(nvme_sq *q, void *to, const void *from, uint64_t length)
+{
+    struct job job = {.to = to, .from = from, .length = length};
+
+    return guarded(q, copy, &job);
+}
+
+static int compare(void *argument)
+{
+    const struct job *job = argument;
+
+    return memcmp(job->to, job->from, job->length) != 0;
+}
+
+int nvme_compare(nvme_sq *q, const void *a, const void *b, uint64_t length)
+{
+    struct job job = {.to = (void *)a, .from = b, .length = length};
+
+    return guarded(q, compare, &job);
+}
+
+int nvme_read(nvme_sq *q, uint64_t address, void *buffer, uint64_t length)
+{
+    uint8_t *to = buffer;
+
+    while (length > 0) {
+        void *memory;
+        uint64_t here;
+        int error = nvme_reach(q, address, length, false, &memory, &here);
+
+        if (error == 0) {
+            error = nvme_copy(q, to, memory, here);
+        }
+        if (error != 0) {
+            return error;
+        }
+        to += here;
+        address += here;
+        length -= here;
+    }
+    return 0;
+}
+
+static int load(void *argument)
+{
+    struct job *job = argument;
+
+    /* Pairs with the guest's barrier before it stores the word: what it wrote before is seen. */
+    *(uint32_t *)job->to = __atomic_load_n((const uint32_t *)job->from, __ATOMIC_ACQUIRE);
+    return 0;
+}
+
+/* Doorbell buffers are page aligned, so a word never lies in two pieces. */
+int nvme_load(nvme_sq *q, uint64_t address, uint32_t *value)
+{
+    struct job job = {.to = value};
+    void *memory;
+    uint64_t here;
+    int error = nvme_reach(q, address, sizeof(*value), false, &memory, &here);
+
+    job.from = memory;
+    return error != 0 ? error : guarded(q, load, &job);
+}
+
+static int store(void *argument)
+{
+    const struct job *job = argument;
+
+    __atomic_store_n((uint32_t *)job->to, *(const uint32_t *)job->from, __ATOMIC_RELEASE);
+    return 0;
+}
+
+int nvme_store_word(nvme_sq *q, uint64_t address, uint32_t value)
+{
+    struct job job = {.from = &value};
+    uint64_t here;
+    int error = nvme_reach(q, address, sizeof(value), true, &job.to, &here);
+
+    return error != 0 ? error : guarded(q, store, &job);
+}
+
+void nvme_held(nvme_sq *q, uint64_t units)
+{
+    q->held += units;
+    if (q->held + NVME_CHUNK > VDCM_HOLD_LIMIT) {
+        q->controller->services->leave(q->worker);
+        q->held = 0;
+    }
+}
