@@ -110,7 +110,6 @@ class Controller:
         """A controller level reset (7.3.2); the admin queue's registers stay."""
         self._stop()
         self._enabled = False
-        self._notified = 0
         self.events.reset()
         self.features.reset()
         status = self.registers.CSTS
@@ -134,6 +133,7 @@ class Controller:
     def reset_function(self) -> None:
         """All as after power-on."""
         self.reset()
+        self._notified = 0
         self.registers.reset()
 
     def fatal(self, why: str) -> None:
@@ -144,8 +144,7 @@ class Controller:
 
     def on_write_NSSR(self, value: int) -> None:
         if value == SUBSYSTEM_RESET:
-            self.reset()
-            self.registers.reset()
+            self.reset_function()
             self.registers.CSTS.NSSRO = 1
 
     def _shut_down(self) -> None:

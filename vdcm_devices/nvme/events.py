@@ -59,9 +59,9 @@ class Events:
         self._masked.clear()
 
     @property
-    def requests(self) -> int:
-        """How many wait."""
-        return len(self._requests)
+    def waiting(self) -> int:
+        """Events that nobody has been told of."""
+        return len(self._events)
 
     def _tell(self) -> None:
         for (kind, information), log in list(self._events.items()):

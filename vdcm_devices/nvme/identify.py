@@ -82,9 +82,10 @@ def controller(facts: ControllerFacts) -> bytes:
     _put(data, 516, "I", facts.namespaces)
     # ONCS: Compare, Dataset Management, Write Zeroes, Save and Select, Timestamp, Verify
     _put(data, 520, "H", 1 << 0 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7)
-    # VWC: there is one; Flush of all namespaces is not supported (6.8).
-    _put(data, 525, "B", 2 << 1 | facts.write_cache)
-    _put(data, 536, "I", 1)  # SGLS: without a requirement on alignment
+    # VWC: there is one; Flush of all namespaces at once is supported (6.8).
+    _put(data, 525, "B", 3 << 1 | facts.write_cache)
+    # SGLS: of any alignment, with bit buckets, longer than the data
+    _put(data, 536, "I", 1 << 0 | 1 << 16 | 1 << 18)
     name = f"nqn.2014-08.org.nvmexpress:uuid:{facts.uuid}".encode()
     data[768 : 768 + len(name)] = name
     # The one power state has no numbers (PSD0): 0 is "not reported".

@@ -6,7 +6,7 @@ and brought to the disk, so that a store is as before or as after it whenever th
 
     bytes 0..15   ``vdcm nvme store`` and a line feed
     16..19        version: 1            20..23   bytes of the text that follows byte 36
-    24..31        sequence number       32..35   CRC-32 of that text
+    24..31        sequence number       32..35   CRC-32 of that text and bytes 0 to 31
     36..          JSON: {"slices": [{"owner": "disk0", "number": 1, "uuid": "83b8...",
                   "offset": 0, "bytes": 1073741824, "block_shift": 9, "erase": false}]}
 
@@ -36,7 +36,8 @@ UNIT: Final = 1 << BLOCK_SHIFTS[-1]
 """A slice is a multiple of so many bytes, the largest block."""
 _COPY: Final = TABLE_SIZE // 2
 _MAGIC: Final = b"vdcm nvme store\n"
-_HEAD: Final = struct.Struct("<16sIIQI")
+_HEAD: Final = struct.Struct("<16sIIQ")
+_TEXT: Final = _HEAD.size + 4
 _VERSION: Final = 1
 
 
@@ -145,15 +146,17 @@ class Slices:
         if self._fd is None:
             return
         text = json.dumps({"slices": [asdict(one) for one in self._slices]}).encode()
-        if _HEAD.size + len(text) > _COPY:
+        if _TEXT + len(text) > _COPY:
             raise ResourceError(f"{self._name}: its table is full: undefine a VDEV")
-        head = _HEAD.pack(_MAGIC, _VERSION, len(text), self._sequence + 1, zlib.crc32(text))
+        sequence = self._sequence + 1
+        head = _HEAD.pack(_MAGIC, _VERSION, len(text), sequence)
+        checksum = zlib.crc32(text, zlib.crc32(head)).to_bytes(4, "little")
         try:
-            os.pwrite(self._fd, head + text, (self._sequence + 1) % 2 * _COPY)
+            os.pwrite(self._fd, head + checksum + text, sequence % 2 * _COPY)
             os.fdatasync(self._fd)
         except OSError as error:
             raise VdcmError(f"{self._name}: its table cannot be written: {error}") from error
-        self._sequence += 1
+        self._sequence = sequence
 
     def _load(self, fd: int) -> None:
         try:
@@ -183,11 +186,12 @@ class Slices:
 
 def _parse(data: bytes) -> tuple[int, list[Any]] | None:
     """Sequence number and slices of a copy of the table; None if it is none."""
-    if len(data) < _HEAD.size:
+    if len(data) < _TEXT:
         return None
-    magic, version, size, sequence, checksum = _HEAD.unpack_from(data)
-    text = data[_HEAD.size : _HEAD.size + size]
-    if magic != _MAGIC or version != _VERSION or zlib.crc32(text) != checksum:
+    magic, version, size, sequence = _HEAD.unpack_from(data)
+    head, checksum = data[: _HEAD.size], int.from_bytes(data[_HEAD.size : _TEXT], "little")
+    text = data[_TEXT : _TEXT + size]
+    if magic != _MAGIC or version != _VERSION or zlib.crc32(text, zlib.crc32(head)) != checksum:
         return None
     try:
         return sequence, json.loads(text)["slices"]

@@ -151,6 +151,7 @@ class NvmeVdev(Vdev):
         if self.direct:
             page = self._bar.view(DOORBELLS, PAGE)
         self.native.set_doorbells(page)
+        self.native.look()  # what is 0 now is nothing new
         adi.driver.configure(adi, doorbells=self.direct)
         adi.driver.enable(adi)
 
