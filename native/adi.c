@@ -16,7 +16,7 @@ enum { DEFAULT_WEIGHT = 16 };
 
 static bool may_use(const vdcm_adi *a, uint32_t pasid)
 {
-    if (pasid == VDCM_NO_PASID) {
+    if (pasid == VDCM_NO_PASID || !a->bus_master) {
         return false;
     }
     return pasid == a->primary || pasid == a->secondary ||
@@ -73,6 +73,9 @@ static int raise_message(vdcm_worker *worker, uint32_t message)
 
     if (message >= a->n_messages) {
         return -ERANGE; /* only messages of its own (Scalable IOV, 2.5.2) */
+    }
+    if (!a->bus_master) {
+        return -EPERM; /* a message is a write of memory (PCIe 5.0, 7.5.1.1.3) */
     }
     a->counters.messages++;
     return vdcm_ims_raise(a->ims, a->messages[message]);
@@ -167,6 +170,13 @@ void vdcm_adi_set_pasids(vdcm_adi *a, uint32_t primary_pasid, uint32_t secondary
     vdcm_sweep_lock(a->sweep);
     a->primary = primary_pasid;
     a->secondary = secondary_pasid;
+    vdcm_sweep_unlock(a->sweep);
+}
+
+void vdcm_adi_set_bus_master(vdcm_adi *a, bool enabled)
+{
+    vdcm_sweep_lock(a->sweep);
+    a->bus_master = enabled;
     vdcm_sweep_unlock(a->sweep);
 }
 

@@ -37,6 +37,7 @@ struct vdcm_adi {
     uint64_t id;
     uint32_t primary;
     uint32_t secondary;
+    bool bus_master;
     vdcm_pasid_map *guest_pasids;
     vdcm_ims *ims;
     uint32_t *messages;

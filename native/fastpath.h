@@ -37,7 +37,7 @@ typedef struct vdcm_services {
     /*
      * The memory at `address` in the address space of host PASID `pasid`: *memory and the number of
      * bytes *here that lie there in one piece (1 <= *here <= length). It stays mapped until leave().
-     * -EPERM: no PASID, or one that is not this ADI's. -EFAULT: not mapped. -EACCES: not permitted.
+     * -EPERM: no PASID, or one that is not this ADI's, or the VDEV is no bus master. -EFAULT: not mapped. -EACCES: not permitted.
      * -ENXIO: announced by the guest, but not shared with us.
      */
     int (*reach)(vdcm_worker *worker, uint32_t pasid, uint64_t address, uint64_t length,
@@ -55,7 +55,8 @@ typedef struct vdcm_services {
     uint32_t (*secondary)(vdcm_worker *worker);
     /* The host PASID behind a guest's own (3.3), VDCM_NO_PASID if the guest has none such. */
     uint32_t (*translate)(vdcm_worker *worker, uint32_t guest_pasid);
-    /* Generates message `message` of this ADI, counted from 0. -ERANGE if it has no such message. */
+    /* Generates message `message` of this ADI, counted from 0. -ERANGE if it has no such message,
+     * -EPERM if the VDEV is no bus master: it is lost then. */
     int (*raise)(vdcm_worker *worker, uint32_t message);
     /* Tells the host driver (Python) of something, an error above all. False: it is lost, because
      * the ADI has VDCM_REPORTS of them waiting already. */

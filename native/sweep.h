@@ -73,6 +73,9 @@ vdcm_adi *vdcm_adi_new(vdcm_sweep *s, uint64_t id);
 void vdcm_adi_free(vdcm_adi *a);
 /* Host PASIDs or VDCM_NO_PASID; only host software calls this (Scalable IOV, 2.6). */
 void vdcm_adi_set_pasids(vdcm_adi *a, uint32_t primary, uint32_t secondary);
+/* Bus Master Enable of its VDEV, off to begin with: without it there is neither access to memory nor
+ * an interrupt message, and the last of both is over when this returns. */
+void vdcm_adi_set_bus_master(vdcm_adi *a, bool enabled);
 /* The VDEV's table for work that names a PASID of the guest (3.3); NULL: there is none. */
 void vdcm_adi_set_guest_pasids(vdcm_adi *a, vdcm_pasid_map *map);
 /* Its interrupt messages: entries of `ims`, in the order in which the device counts them. */

@@ -258,7 +258,7 @@ class HostDriver:
             if pasid is not None:
                 PASIDS.space(pasid)
         adi.pasid, adi.secondary_pasid = primary, secondary
-        self._apply_pasids(adi)
+        adi.path.set_pasids(primary, secondary)
 
     def set_guest_pasids(self, adi: Adi, table: GuestPasids | None) -> None:
         """Let work name PASIDs of the guest, as ``table`` translates them (3.3)."""
@@ -266,17 +266,11 @@ class HostDriver:
         adi.path.set_guest_pasids(table)
 
     def set_bus_master(self, adi: Adi, enabled: bool) -> None:
-        """Bus Master Enable of its VDEV: without it there is no access to memory at all."""
+        """Bus Master Enable of its VDEV: without it there is no access to memory at all, and no
+        interrupt message, which is one (PCIe 5.0, 7.5.1.1.3)."""
         self._need(adi, "change Bus Master Enable", *_LIVE)
         adi.bus_master = enabled
-        self._apply_pasids(adi)
-
-    @staticmethod
-    def _apply_pasids(adi: Adi) -> None:
-        if adi.bus_master:
-            adi.path.set_pasids(adi.pasid, adi.secondary_pasid)
-        else:
-            adi.path.set_pasids(None, None)
+        adi.path.set_bus_master(enabled)
 
     # Interrupt Message Storage.
 

@@ -9,6 +9,10 @@ and the client by SET_IRQS. As with VFIO in the kernel, binding an eventfd unmas
 entry in the MSI-X table and unbinding masks it: a VMM keeps the guest's table itself and shows it
 to nobody.
 
+While the guest has Bus Master Enable off, no message is sent, as it is a write of memory
+(7.5.1.1.3). One that comes up then is lost, as it is with the devices that QEMU emulates itself:
+pending bits are for masks only. What was pending before stays so, and is delivered later.
+
 A vector has two sources (Scalable IOV, 4.4.2): the VDCM, which calls ``Interrupts.signal``, and the
 messages of ADIs that are connected to it (``MessageSource``), which deliver by themselves while
 nothing holds the vector back. What came from all of them in the meantime is one interrupt.
@@ -141,6 +145,7 @@ class Interrupts:
         self._eventfds: Eventfds | None = None
         self._sources: dict[int, list[MessageSource]] = {}  # by MSI-X vector
         self._line = False
+        self._bus_master = True
         self._delivered = 0
         self.observer: Callable[[str], None] | None = None
         self.on_line: Callable[[bool], None] | None = None
@@ -165,10 +170,15 @@ class Interrupts:
         for kind in (Irq.MSIX, Irq.MSI):
             state = self._kinds[kind]
             if state.count and (state.enabled or state.bound):
+                if not self._bus_master:
+                    why = "Bus Master Enable is 0; the driver has to set it (Linux: pci_set_master)"
+                    break
                 self._deliver(kind, vector % state.given)
                 return
+        else:
+            why = "neither MSI-X nor MSI is enabled"
         if self.observer is not None:
-            self.observer(f"interrupt {vector} lost: neither MSI-X nor MSI is enabled")
+            self.observer(f"interrupt {vector} lost: {why}")
 
     def clear_pending(self) -> None:
         """Forget what waits to be delivered, as a device may when it is reset by its driver."""
@@ -271,7 +281,7 @@ class Interrupts:
     def _deliver(self, kind: Irq, vector: int) -> None:
         state = self._kinds[kind]
         eventfds = self._eventfds
-        if eventfds is None or state.blocked(vector) or not eventfds.trigger(kind, vector):
+        if eventfds is None or self._blocked(kind, vector) or not eventfds.trigger(kind, vector):
             state.pending.add(vector)
             self._show_pending(kind)
             if self.observer is not None:
@@ -283,6 +293,9 @@ class Interrupts:
         self._delivered += 1
         if self.observer is not None:
             self.observer(f"{kind.name} {vector} delivered")
+
+    def _blocked(self, kind: Irq, vector: int) -> bool:
+        return not (self._bus_master or kind is Irq.INTX) or self._kinds[kind].blocked(vector)
 
     def _show_pending(self, kind: Irq) -> None:
         if kind is Irq.MSI and self.on_msi_pending is not None:
@@ -310,7 +323,7 @@ class Interrupts:
         state = self._kinds[kind]
         sources = self._sources_of(vectors) if kind is Irq.MSIX else []
         for vector, connected in sources:
-            if state.blocked(vector):
+            if self._blocked(kind, vector):
                 for source in connected:
                     source.block(True)
                 continue
@@ -319,10 +332,10 @@ class Interrupts:
                 if source.take():
                     state.pending.add(vector)
         for vector in sorted(state.pending.intersection(vectors)):
-            if not state.blocked(vector):
+            if not self._blocked(kind, vector):
                 self._deliver(kind, vector)
         for vector, connected in sources:
-            if not state.blocked(vector):
+            if not self._blocked(kind, vector):
                 for source in connected:
                     source.block(False)
 
@@ -382,6 +395,12 @@ class Interrupts:
         state.given = state.count if given is None else given
         state.all_masked = all_masked
         self._look_again(kind, range(state.count))
+
+    def set_bus_master(self, enabled: bool) -> None:
+        """The guest set or cleared Bus Master Enable."""
+        self._bus_master = enabled
+        for kind in (Irq.MSI, Irq.MSIX):
+            self._look_again(kind, range(self.counts[kind]))
 
     def set_guest_masks(self, kind: Irq, mask: int) -> None:
         """The guest wrote MSI's per-vector mask bits."""

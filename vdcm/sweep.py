@@ -189,6 +189,11 @@ class AdiPath:
             none if secondary is None else secondary,
         )
 
+    def set_bus_master(self, enabled: bool) -> None:
+        """Whether it may reach memory and send messages; not to begin with."""
+        self._check()
+        lib.vdcm_adi_set_bus_master(self._native, enabled)
+
     def set_guest_pasids(self, table: GuestPasids | None) -> None:
         self._check()
         lib.vdcm_adi_set_guest_pasids(self._native, table.native if table else ffi.NULL)

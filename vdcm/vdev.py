@@ -101,6 +101,7 @@ class Vdev(Configurable):
             intx=self.intx,
             owner=_Events(self),
         )
+        self.interrupts.set_bus_master(False)
         self.interrupts.on_line = self.config.set_interrupt_status
         if isinstance(msi, MaskableMsi):
             self.interrupts.on_msi_pending = msi.show_pending
@@ -385,6 +386,7 @@ class _Events(ConfigEvents):
         bus_master = Command.BUS_MASTER in command
         if bus_master != self._bus_master:
             self._bus_master = bus_master
+            self._vdev.interrupts.set_bus_master(bus_master)
             self._vdev.on_bus_master_change(bus_master)
         self._vdev.interrupts.set_enabled(
             Irq.INTX, enabled=True, all_masked=Command.INTX_DISABLE in command

@@ -180,6 +180,12 @@ def test_an_adi_interrupts_by_messages_alone(driver: ProbeDriver) -> None:
     adi = vdev.adis[0]
     driver.enable(adi)
     work(adi)
+    assert raised(adi) == [[0]], "the guest has not made the function a bus master"
+    vdev.write(Region.CONFIG, 0x04, 2, 0x4)
+    work(adi)
+    assert raised(adi) == [[1]]
+    vdev.write(Region.CONFIG, 0x04, 2, 0)
+    work(adi)
     assert raised(adi) == [[1]]
     assert not vdev.interrupts.line
     assert vdev.read(Region.CONFIG, 0x06, 2) & 0x8 == 0, "Interrupt Status"

@@ -63,6 +63,7 @@ class Device:
         self.guest = Guest()
         self.path: AdiPath = sweep.adi(lambda _path: None)
         self.path.set_pasids(self.guest.pasid, self.guest.pasid)
+        self.path.set_bus_master(True)
         self.native = lib.dsa_queue_new(wq or ffi.NULL, services())
         settings = {
             "size": 128,
@@ -293,6 +294,25 @@ def test_shares_of_two_guests_do_not_meet(sweep: Sweep) -> None:
         device.path.set_guest_pasids(None)
         table.clear()
         device.close()
+    lib.dsa_wq_free(wq)
+
+
+def test_pasids_of_the_guest_need_a_bus_master_too(sweep: Sweep) -> None:
+    wq = lib.dsa_wq_new(16, 16, 0)
+    device = Device(sweep, wq)
+    table = GuestPasids(device.guest.space)
+    table.bind(5, device.guest.pasid)
+    device.path.set_guest_pasids(table)
+    device.path.set_bus_master(False)
+    device.source[:] = b"\x01" * MIB
+    device.start()
+    device.submit(struct.pack("<I", 5) + move(size=PAGE)[4:])
+    run(sweep, device)
+    assert device.destination[:PAGE] == bytes(PAGE)
+    assert (device.guest.completion().status, len(device.path.reports())) == (0, 1)
+    device.path.set_guest_pasids(None)
+    table.clear()
+    device.close()
     lib.dsa_wq_free(wq)
 
 

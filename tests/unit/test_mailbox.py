@@ -14,7 +14,7 @@ from vdcm import Bar, Mailbox, MailboxCode, PagePolicy, Pages, RequestType
 from vdcm.bars import PAGE
 from vdcm.errors import DeclarationError, StateError, VdcmError
 from vdcm.mailbox import MailboxOwner, MailboxRegisters
-from vdcm.protocol import Irq
+from vdcm.protocol import Irq, Region
 from vdcm.transport import GuestMemory, IrqAction, Session
 
 
@@ -45,6 +45,7 @@ def driver_of(box: Letterbox) -> Driver:
 def attach(box: Letterbox) -> Signals:
     signals = Signals()
     box.attached(cast(Session, signals))
+    box.write(Region.CONFIG, 0x04, 2, 0x6)  # memory space, bus master
     box.irqs_changed(Irq.MSIX, IrqAction.BOUND, 0, 2)
     return signals
 

@@ -83,6 +83,7 @@ def test_the_device_is_a_device(blink: subprocess.Popen[str], socket_path: Path)
         assert device.read(Region.BAR0, 0x04, 4) == 0
         device.write(Region.BAR0, 0x08, 8, 0x1_0000_0000)
         assert device.read(Region.BAR0, 0x08, 8) == 0x1_0000_0000
+        device.config.write(0x04, 2, 0x6)
         (line,) = device.irq_enable(Irq.MSIX)
         device.write(Region.BAR0, 0x08, 8, 0)
         device.write(Region.BAR0, 0x00, 4, 1)

@@ -173,6 +173,7 @@ def test_msix_lies_in_the_bar_that_the_capability_names(card: Card) -> None:
     session = attach(card)
     at = 2 * PAGE + 16 + 12  # Vector Control of vector 1
     assert card.read(0, at, 4) == 1
+    card.write(Region.CONFIG, COMMAND, 2, BUS_MASTER)
     card.irqs_changed(Irq.MSIX, IrqAction.BOUND, 0, 2)
     card.write(0, at, 4, 1)
     card.interrupts.signal(1)
@@ -185,6 +186,7 @@ def test_msix_lies_in_the_bar_that_the_capability_names(card: Card) -> None:
 @pytest.mark.parametrize("kind", [Irq.MSI, Irq.MSIX])
 def test_a_reset_delivers_nothing(card: Card, kind: Irq) -> None:
     session = attach(card)
+    card.write(Region.CONFIG, COMMAND, 2, BUS_MASTER)
     card.irqs_changed(kind, IrqAction.BOUND, 0, 2)
     capability = card.config.find(MaskableMsi if kind is Irq.MSI else MsiX)
     assert capability is not None
@@ -199,8 +201,37 @@ def test_a_reset_delivers_nothing(card: Card, kind: Irq) -> None:
     card.reset()
     assert session.signals == []
     assert card.interrupts.pending(kind) == frozenset()
+    card.write(Region.CONFIG, COMMAND, 2, BUS_MASTER)
     card.interrupts.signal(1)
     assert session.signals == [(kind, 1)]
+
+
+@pytest.mark.parametrize("kind", [Irq.MSI, Irq.MSIX])
+def test_messages_need_a_bus_master(card: Card, kind: Irq) -> None:
+    """They are writes of memory (PCIe 5.0, 7.5.1.1.3). What came up before waits, while it is
+    masked; what comes up meanwhile is lost."""
+    heard: list[str] = []
+    card.observer = heard.append
+    session = attach(card)
+    card.irqs_changed(kind, IrqAction.BOUND, 0, 2)
+    card.interrupts.signal(0)
+    assert heard[-1].startswith("interrupt 0 lost: Bus Master Enable is 0")
+    card.write(Region.CONFIG, COMMAND, 2, BUS_MASTER)
+    assert session.signals == []
+    card.irqs_changed(kind, IrqAction.MASKED, 0, 2)
+    card.interrupts.signal(1)
+    card.write(Region.CONFIG, COMMAND, 2, 0)
+    card.irqs_changed(kind, IrqAction.UNMASKED, 0, 2)
+    assert (session.signals, card.interrupts.pending(kind)) == ([], {1})
+    card.write(Region.CONFIG, COMMAND, 2, BUS_MASTER)
+    assert (session.signals, card.interrupts.pending(kind)) == ([(kind, 1)], frozenset())
+
+
+def test_the_line_needs_no_bus_master(card: Card) -> None:
+    session = attach(card)
+    card.irqs_changed(Irq.INTX, IrqAction.BOUND, 0, 1)
+    card.interrupts.set_line(True)
+    assert session.signals == [(Irq.INTX, 0)]
 
 
 def test_function_level_reset_is_a_reset(card: Card) -> None:

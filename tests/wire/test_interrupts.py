@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from vdcm.client import Client, Irq, Region
 from vdcm.errors import ProtocolError
 from vdcm.ims import ImsEntry, ImsStorage
 from vdcm.protocol import IrqSet
+
+COMMAND, BUS_MASTER = 0x04, 0x4
 
 BOUND, UNBOUND, MASKED, UNMASKED = range(4)
 TRIGGER = IrqSet.ACTION_TRIGGER
@@ -231,6 +234,13 @@ def entries(host: Host, vdev: Everything) -> Iterator[list[ImsEntry]]:
         host.run(entry.release)
 
 
+@contextmanager
+def bus_master(host: Host) -> Iterator[Client]:
+    with host.connect() as client:
+        client.config.write(COMMAND, 2, BUS_MASTER)
+        yield client
+
+
 def table_mask(client: Client, vector: int, masked: bool) -> None:
     client.write(Region.BAR0, TABLE + 16 * vector + 12, 4, int(masked))
 
@@ -238,7 +248,7 @@ def table_mask(client: Client, vector: int, masked: bool) -> None:
 @pytest.mark.conformance("R4.4.2-4")
 def test_a_message_comes_without_the_event_loop(host: Host, entries: list[ImsEntry]) -> None:
     gate = threading.Event()
-    with host.connect() as client:
+    with bus_master(host) as client:
         events = client.irq_enable(Irq.MSIX)
         host.loop.call_soon_threadsafe(gate.wait)
         try:
@@ -254,7 +264,7 @@ def test_a_message_comes_without_the_event_loop(host: Host, entries: list[ImsEnt
 def test_a_message_the_guest_masks_is_in_the_pending_bits_and_comes_once(
     host: Host, vdev: Everything, entries: list[ImsEntry]
 ) -> None:
-    with host.connect() as client:
+    with bus_master(host) as client:
         events = client.irq_enable(Irq.MSIX)
         table_mask(client, 1, True)
         for entry in (*entries, *entries):
@@ -273,7 +283,7 @@ def test_a_message_the_guest_masks_is_in_the_pending_bits_and_comes_once(
 def test_a_message_waits_for_the_client_to_bind_and_to_unmask(
     host: Host, entries: list[ImsEntry]
 ) -> None:
-    with host.connect() as client:
+    with bus_master(host) as client:
         entries[0].raise_()
         (event,) = client.irq_enable(Irq.MSIX, count=1)
         assert event.wait(0) == 1
@@ -290,22 +300,23 @@ def test_a_message_waits_for_the_client_to_bind_and_to_unmask(
 
 
 def test_a_message_of_before_the_reset_does_not_come(host: Host, entries: list[ImsEntry]) -> None:
-    with host.connect() as client:
+    with bus_master(host) as client:
         events = client.irq_enable(Irq.MSIX)
         table_mask(client, 0, True)
         entries[0].raise_()
         client.reset()
+        client.config.write(COMMAND, 2, BUS_MASTER)
         assert client.read(Region.BAR0, PBA, 8) == 0
         entries[1].raise_()
         assert [event.wait(0) for event in events] == [0, 1, 0, 0]
 
 
 def test_the_next_client_gets_no_message_of_the_last(host: Host, entries: list[ImsEntry]) -> None:
-    with host.connect() as client:
+    with bus_master(host) as client:
         client.irq_enable(Irq.MSIX)
         table_mask(client, 1, True)
         entries[1].raise_()
-    with host.connect() as client:
+    with bus_master(host) as client:
         entries[0].raise_()
         events = client.irq_enable(Irq.MSIX)
         assert [event.wait(0) for event in events] == [1, 0, 0, 0]
@@ -314,7 +325,7 @@ def test_the_next_client_gets_no_message_of_the_last(host: Host, entries: list[I
 def test_a_message_for_a_full_blocking_eventfd_stops_nobody(
     host: Host, entries: list[ImsEntry]
 ) -> None:
-    with host.connect() as client:
+    with bus_master(host) as client:
         events = client.irq_enable(Irq.MSIX)
         os.set_blocking(events[0].fileno(), True)
         os.eventfd_write(events[0].fileno(), 0xFFFFFFFFFFFFFFFE)

@@ -73,6 +73,7 @@ def test_a_driver_that_is_interrupted_by_a_late_answer(host: Host, shared: bool)
     box = serve(host, shared=shared)
     with host.connect("box") as client:
         driver = driver_of(client)
+        client.config.write(0x04, 2, 0x6)  # memory space, bus master
         (eventfd,) = client.irq_enable(Irq.MSIX, count=1, start=VECTOR)
         driver.put("CONTROL", 1)
         driver.send("LATER", b"wait")

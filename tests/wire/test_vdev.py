@@ -81,6 +81,7 @@ def capability(client: Client, number: int) -> int:
 
 def enable_msix(client: Client, control: int = 0x8000) -> None:
     client.config.write(capability(client, 0x11) + 2, 2, control)
+    client.config.write(COMMAND, 2, BUS_MASTER)
 
 
 def flr(client: Client) -> None:
@@ -296,6 +297,7 @@ def test_vector_that_is_not_there_is_an_error_of_the_model(client: Client) -> No
 def test_msi_mask_bits(client: Client) -> None:
     at = capability(client, 0x05)
     events = client.irq_enable(Irq.MSI)
+    client.config.write(COMMAND, 2, BUS_MASTER)
     client.config.write(at + 0x10, 4, 0b0100)
     client.config.write(at + 2, 2, 0x1 | 2 << 4)
     put(client, SIGNAL, 2)
@@ -310,6 +312,7 @@ def test_msi_mask_bits(client: Client) -> None:
 def test_msi_of_fewer_vectors_than_the_device_has(client: Client) -> None:
     """Multiple Message Enable says how many: the device uses no others (PCIe 5.0, 7.7.1.2)."""
     (event, _) = client.irq_enable(Irq.MSI, count=2)
+    client.config.write(COMMAND, 2, BUS_MASTER)
     client.config.write(capability(client, 0x05) + 2, 2, 0x1)
     put(client, SIGNAL, 3)
     assert event.wait(0) == 1
@@ -353,6 +356,7 @@ def test_no_intx_while_msix_is_in_use(client: Client) -> None:
 def test_client_that_refills_a_full_eventfd_does_not_stop_the_server(client: Client) -> None:
     """The flags of an eventfd are the client's as much as ours: it can make it blocking again."""
     (event, *_) = client.irq_enable(Irq.MSIX)
+    client.config.write(COMMAND, 2, BUS_MASTER)
     os.set_blocking(event.fileno(), True)
     os.eventfd_write(event.fileno(), 0xFFFFFFFFFFFFFFFE)
     put(client, SIGNAL, 0)
@@ -389,9 +393,9 @@ def test_reset_is_of_the_function_and_not_of_the_client(
     assert bar0(client, PBA) == 0
     assert [event.wait(0) for event in events] == [0] * VECTORS, "nothing pending is delivered"
     # Eventfds and DMA ranges are the client's.
+    client.config.write(COMMAND, 2, BUS_MASTER)
     put(client, SIGNAL, 2)
     assert [event.wait(0) for event in events] == [0, 0, 1, 0]
-    client.config.write(COMMAND, 2, BUS_MASTER)
     put(client, DMA_ADDRESS, RAM, 8)
     put(client, DMA_DATA, 0x11)
     put(client, DMA_COMMAND, 2)
@@ -402,6 +406,7 @@ def test_reset_is_of_the_function_and_not_of_the_client(
 def test_reset_delivers_no_masked_message(client: Client) -> None:
     at = capability(client, 0x05)
     events = client.irq_enable(Irq.MSI)
+    client.config.write(COMMAND, 2, BUS_MASTER)
     client.config.write(at + 0x10, 4, 0b1111)
     client.config.write(at + 2, 2, 0x1 | 2 << 4)
     put(client, SIGNAL, 1)

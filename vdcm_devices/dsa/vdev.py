@@ -249,8 +249,7 @@ class DsaVdev(Vdev):
 
     def raise_cause(self, cause: Cause) -> None:
         self.registers.INTCAUSE.value |= cause
-        if self.bus_master:  # its messages are writes of memory, too (PCIe 5.0, 7.5.1.1.3)
-            self.interrupts.signal(0)
+        self.interrupts.signal(0)
 
     def request_handle(self, index: int) -> int | None:
         if index not in self.handles:
