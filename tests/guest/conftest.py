@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.guest import copies, gpio, idxd, nic
+from tests.guest import copies, disk, gpio, idxd, nic
 from tests.guest.lab import MODULES, Lab, root_port
 from tests.guest.machine import Machine, vfio_user
 from tests.guest.server import Server
@@ -116,6 +116,36 @@ def avf_lab(
     started += [server, machine]
     with server, machine:
         yield nic.Nic(server, machine, "nic0")
+    started.remove(machine)
+    started.remove(server)
+
+
+@pytest.fixture(scope="session")
+def nvme_lab(
+    environment: Environment,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+) -> Iterator[disk.NvmeLab]:
+    folder = tmp_path_factory.mktemp("nvme")
+    started = request.config.stash.setdefault(_STARTED, [])
+    store = folder / "store.img"
+    names = disk.NvmeLab.VDEVS
+    server = Server(
+        folder,
+        {name: {"type": "nvme", "size": "64M", "doorbells": name} for name in names},
+        {"nvme0": {"model": "nvme", "store": f"file:{store}", "size": "256M"}},
+    )
+    machine = Machine(
+        environment,
+        log_dir=folder,
+        cpus=2,
+        modules=disk.MODULES,
+        tools=("lspci",),
+        devices=[argument for name in names for argument in vfio_user(server.socket(name))],
+    )
+    started += [server, machine]
+    with server, machine:
+        yield disk.NvmeLab(server, machine, store)
     started.remove(machine)
     started.remove(server)
 

@@ -36,9 +36,15 @@ class ServerError(Exception):
 
 
 class Server:
-    """Serves ``vdevs`` (name to the keys of its entry in a definition file) from ``folder``."""
+    """Serves ``vdevs`` (name to the keys of its entry in a definition file) from ``folder``;
+    ``parents`` likewise, those that are not there by themselves."""
 
-    def __init__(self, folder: Path, vdevs: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        vdevs: Mapping[str, Mapping[str, Any]],
+        parents: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
         self.folder = folder
         self.log_file = folder / "server.log"
         self.definition = folder / "vdevs.yaml"
@@ -48,6 +54,7 @@ class Server:
             (package / name).write_text(text)
         document = {
             "control": self.control.name,
+            "parents": parents or {},
             "vdevs": {name: {**keys, "socket": f"{name}.sock"} for name, keys in vdevs.items()},
         }
         self.definition.write_text(yaml.safe_dump(document, sort_keys=False))

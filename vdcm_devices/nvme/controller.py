@@ -309,6 +309,7 @@ class Controller:
             max_transfer=MAX_TRANSFER,
             coalesce_threshold=threshold,
             coalesce_us=patience,
+            namespaces=len(self.host.all_namespaces),
             write_through=not (self.host.write_cache and self.features.value(Feature.WRITE_CACHE)),
         )
 
