@@ -64,6 +64,7 @@ def run(
         monkeypatch.setenv(folder, str(tmp_path / folder))
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
     def call(*words: str | Path) -> Done:
         monkeypatch.setattr(sys, "argv", ["vdcm", *map(str, words)])
@@ -75,6 +76,7 @@ def run(
         return Done(code, *capsys.readouterr())
 
     yield call
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     root.handlers[:] = handlers
     root.setLevel(level)
 
@@ -500,6 +502,8 @@ def test_serve(run: Run, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(serving, "notify", notify)
     done = run("serve", file)
     assert done.code == 0
+    os.kill(os.getpid(), signal.SIGTERM)  # while the interpreter ends: no failure
+    assert signal.sigtimedwait((signal.SIGTERM,), 5)
     assert [line.split() for line in done.out.splitlines()] == [
         ["VDEV", "TYPE", "STATE", "SOCKET"],
         ["lamp0", "lamp", "ready", str(tmp_path / "lamp0.sock")],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -106,6 +107,8 @@ async def _serve(definition: Definition, store: Store, control: Path, trace: boo
             return await serve_until_stopped(manager, ready)
     finally:
         manager.close()
+        # What is left is the interpreter's own end, and a signal that comes now is no failure.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
 
 
 def _log_sink(name: str) -> Callable[[str], None]:
