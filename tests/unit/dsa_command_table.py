@@ -53,13 +53,12 @@ CODES = {
 CANNOT_BE = {
     0x11: "unspecified",
     0x13: "there is no PRS capability",
-    0x18: "read buffers and bandwidth limits are reserved",
     0x19: "there is no event log",
     0x1A: "there is no ATS capability",
     0x1B: "there is no EVLCFG and no IDBR",
     0x28: "the largest value of WQ Maximum Transfer Size is supported",
     0x2B: "there are no WQ occupancy interrupts",
-    0x2C: "WQ ATS Disable is hardwired to 0",
+    0x2C: "WQ ATS Support is 1",
     0x2E: "WQ PRS Disable is hardwired to 0",
 }
 
@@ -111,6 +110,7 @@ CASES = (
     Case("an active WQ in no group", 1, 0, 0x16, writes=group(0, 3, 7)),
     Case("an inactive WQ in a group", 1, 0, 0x16, writes=wq(1, SIZE, 0)),
     Case("an engine in two groups", 1, 0, 0x17, writes=group(0, 3, 7) + group(1, 4, 4)),
+    Case("fewer read buffers than 4 an engine", 1, 0, 0x18, writes=((GRPCFG + 40, 8, 4 << 20),)),
     Case("an engine in no group", 1, 0, 0, writes=group(0, 7, 1)),
     Case("two groups", 1, 0, 0, writes=group(0, 3, 3) + group(2, 4, 4)),
     Case("an inactive WQ in no group", 1, 0, 0, writes=group(0, 6, 7) + wq(0, SIZE, 0)),

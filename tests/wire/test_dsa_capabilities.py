@@ -1,0 +1,114 @@
+"""What the capability registers of a virtual DSA say is so: what is there works, and what is not is
+refused as the specification says (9.2.2, 9.2.3, 9.2.6)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from dsa_client import BATCH, DRAIN, FILL, MOVE, NOOP, DsaClient, Wq
+from dsa_lab import Lab
+
+from vdcm_devices.dsa.codes import Command
+
+SUCCESS, UNSUPPORTED, BAD_FLAGS, BAD_SIZE, BAD_COUNT = 0x01, 0x10, 0x11, 0x13, 0x14
+CRC = 0x10
+BLOCK_ON_FAULT, CACHE_CONTROL, STRICT_ORDERING, READBACK = 1 << 1, 1 << 8, 1 << 13, 1 << 14
+DURABLE = 1 << 5  # Cache Control 3 alone
+
+
+@pytest.fixture(scope="module")
+def dsa(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DsaClient]:
+    lab = Lab(tmp_path_factory.mktemp("lab"))
+    yield lab.started()
+    lab.close()
+
+
+def gencap(dsa: DsaClient, bit: int, width: int = 1) -> int:
+    return dsa.read(0x10, 8) >> bit & (1 << width) - 1
+
+
+def move(dsa: DsaClient, flags: int = 0, shift: int = 0) -> int:
+    """A move of 256 bytes, ``shift`` bytes up if it is not to somewhere else; the bytes are."""
+    source = dsa.memory.put(bytes(range(256)) * 2)
+    target = source + shift if shift else dsa.memory.take(256)
+    status = dsa.run(0, MOVE, flags, source=source, destination=target, size=256).status
+    if status == SUCCESS:
+        assert dsa.memory.read(target, 256) == bytes(range(256))
+    return status
+
+
+def test_operations(dsa: DsaClient) -> None:
+    opcap = sum(dsa.read(0x40 + 8 * i, 8) << 64 * i for i in range(4))
+    for code in range(256):
+        known = dsa.run(0, code).status != UNSUPPORTED
+        assert known == bool(opcap >> code & 1), hex(code)
+
+
+@pytest.mark.parametrize(("bit", "flags"), [(2, CACHE_CONTROL), (8, READBACK), (5, DURABLE)])
+def test_flags_of_moves(dsa: DsaClient, bit: int, flags: int) -> None:
+    assert move(dsa, flags) == (SUCCESS if gencap(dsa, bit) else BAD_FLAGS)
+
+
+def test_block_on_fault_needs_page_requests_which_there_are_not(dsa: DsaClient) -> None:
+    with pytest.raises(AssertionError, match="no extended capability"):
+        dsa.extended(0x13)  # PRS
+    assert move(dsa, BLOCK_ON_FAULT) == BAD_FLAGS, "WQ Block on Fault Enable is 0"
+
+
+def test_strict_ordering_has_no_limitation(dsa: DsaClient) -> None:
+    assert gencap(dsa, 53, 2) == 0
+    assert move(dsa, STRICT_ORDERING) == SUCCESS
+
+
+def test_overlapping_copies(dsa: DsaClient) -> None:
+    assert gencap(dsa, 1) == 1
+    assert move(dsa, shift=64) == SUCCESS
+
+
+@pytest.mark.parametrize(("bit", "operation"), [(11, CRC), (10, FILL)])
+def test_sizes_of_crc_and_pattern(dsa: DsaClient, bit: int, operation: int) -> None:
+    assert gencap(dsa, bit) == 0
+    at = dsa.memory.take(64)
+    fields = {"source": at, "size": 64, **({"destination": at} if operation == FILL else {})}
+    assert dsa.run(0, operation, **fields).status == SUCCESS
+    for flag in range(19 if operation == CRC else 16, 24):
+        assert dsa.run(0, operation, 1 << flag, **fields).status == BAD_FLAGS
+
+
+def test_drain_readback(dsa: DsaClient) -> None:
+    assert gencap(dsa, 9) == 1
+    assert dsa.run(0, DRAIN, 1 << 16, source=dsa.memory.take(64)).status == SUCCESS
+
+
+def test_batches_are_of_two_and_as_many_as_the_work_queue_says(dsa: DsaClient) -> None:
+    assert gencap(dsa, 52) == gencap(dsa, 15) == 0
+    descriptors = dsa.memory.take(64 * 257)
+    for count, status in ((0, BAD_COUNT), (1, BAD_COUNT), (257, BAD_COUNT), (2, SUCCESS)):
+        assert dsa.run(0, BATCH, source=descriptors, size=count).status == status
+    assert dsa.run(0, BATCH, source=descriptors, size=256).status == SUCCESS
+
+
+def test_fault_information(dsa: DsaClient) -> None:
+    done = dsa.run(0, MOVE, source=1 << 44, destination=dsa.memory.take(64), size=64)
+    assert (done.status, done.fault_info) == (0x03, gencap(dsa, 12) << 1)
+
+
+def test_operations_of_a_work_queue(dsa: DsaClient) -> None:
+    assert dsa.read(0x20, 8) >> 54 & 1
+    for allowed in (MOVE, FILL):
+        assert dsa.command(Command.DISABLE_WQ, 1) == 0
+        dsa.write(0x820, 1 << NOOP | 1 << allowed, 8)
+        assert dsa.command(Command.ENABLE_WQ, 0) == 0
+        for code in (MOVE, FILL):
+            assert (dsa.run(0, code).status == UNSUPPORTED) == (code != allowed)
+    dsa.start()
+
+
+def test_the_largest_limits_are_taken(dsa: DsaClient) -> None:
+    transfer, batch = gencap(dsa, 16, 5), gencap(dsa, 21, 4)
+    dsa.start([Wq(dsa.total_size, max_transfer=transfer, max_batch=batch)])
+    assert dsa.run(0, MOVE, size=(1 << transfer) + 1).status == BAD_SIZE
+    assert dsa.run(0, BATCH, source=dsa.memory.base, size=(1 << batch) + 1).status == BAD_COUNT
+    assert dsa.run(0, MOVE, size=1 << transfer).status != BAD_SIZE, "nothing is there"
+    dsa.start()
