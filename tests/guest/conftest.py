@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.guest import copies, disk, gpio, idxd, nic
+from tests.guest import copies, disk, gpio, idxd, nic, perfcount
 from tests.guest.lab import MODULES, Lab, root_port
 from tests.guest.machine import Machine, vfio_user
 from tests.guest.server import Server
@@ -66,8 +66,12 @@ def idxd_options(
     environment: Environment, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     """What a Machine needs in order to have idxd and to copy with it."""
-    folder = tmp_path_factory.mktemp("modules")
-    files = {**idxd.movdir64b(environment, folder), **copies.dmacopy(environment, folder)}
+    folder = tmp_path_factory.mktemp("built")
+    files = {
+        **idxd.movdir64b(environment, folder),
+        **copies.dmacopy(environment, folder),
+        **perfcount.perfcount(folder),
+    }
     return {"modules": idxd.MODULES, "tools": idxd.TOOLS, "files": files}
 
 

@@ -48,12 +48,15 @@ def insmod(parameters: dict[str, int | str]) -> str:
     return " ".join([f"insmod /{MODULE}", *(f"{key}={value}" for key, value in parameters.items())])
 
 
-def copy(machine: Machine, *, limit: float = 60.0, **parameters: int | str) -> Counts:
-    """One run, for at most ``limit`` seconds; the module is gone afterwards.
+def copy(
+    machine: Machine, *, limit: float = 60.0, before: str = "", **parameters: int | str
+) -> Counts:
+    """One run, for at most ``limit`` seconds; the module is gone afterwards. What its command
+    begins with is ``before``.
 
     Raises GuestError if there was no run, or if a lost copy keeps the module.
     """
-    machine.check(insmod(parameters), limit)
+    machine.check(before + insmod(parameters), limit)
     return _end(machine)
 
 

@@ -13,6 +13,9 @@ Where the specification leaves it to the implementation, this is what was chosen
 * There are 16 read buffers for each engine.
 * OPCFG has the bits of all operations that the specification defines, as Enable WQ checks it
   against OPCAP (5.2); the others are read as 0 (9.2.24).
+* There are 8 event counters of 48 bits, all alike, which cannot be written while they are enabled.
+  The PASID filter of version 2 has 22 bits (9.2.25.8), of which all are 1 to begin with (in table
+  9-3 they are 24).
 """
 
 from __future__ import annotations
@@ -24,6 +27,10 @@ from enum import Enum
 BAR0_SIZE = 0x10000
 COMMAND = range(0xA0, 0xA4)
 """CMD: what is written there does something."""
+PERFMON = 0x1000
+PERFRST = range(PERFMON + 0x10, PERFMON + 0x14)
+"""So it does there."""
+COUNTERS = 8
 
 # Table 8-2: what is left out is reserved.
 DEFINED_OPERATIONS = [*range(0x0B), *range(0x10, 0x16), *range(0x17, 0x1F), 0x20, 0x21]
@@ -47,10 +54,11 @@ class Attr(Enum):
 
 
 class Lock(Enum):
-    """When RWL is read-only (tables 9-4 and 9-7)."""
+    """When RWL is read-only (tables 9-4, 9-7 and 9-8)."""
 
     DEVICE = "while the device is not Disabled"
     WQ = "while the WQ is not Disabled"
+    COUNTER = "while the counter is enabled"
 
 
 RO, RW, RWL, W1C, WO = Attr.RO, Attr.RW, Attr.RWL, Attr.W1C, Attr.WO
@@ -75,8 +83,8 @@ class Bits:
 
 @dataclass(frozen=True)
 class Row:
-    """``size`` bytes at ``offset``. ``wq``: of this work queue. ``kept``: Reset Device leaves it as
-    it is (table 9-3)."""
+    """``size`` bytes at ``offset``. ``wq`` or ``counter``: of this one. ``kept``: Reset Device
+    leaves it as it is (table 9-3)."""
 
     name: str
     section: str
@@ -84,6 +92,7 @@ class Row:
     size: int
     bits: tuple[Bits, ...]
     wq: int | None = None
+    counter: int | None = None
     kept: bool = False
 
 
@@ -118,7 +127,7 @@ SHAPES = {
 
 def rows(shape: Shape) -> list[Row]:
     """All registers of BAR0."""
-    return [*_registers(shape), *_tables(shape), *_msix(shape)]
+    return [*_registers(shape), *_tables(shape), *_perfmon(shape), *_msix(shape)]
 
 
 def gaps(shape: Shape) -> list[range]:
@@ -127,6 +136,14 @@ def gaps(shape: Shape) -> list[range]:
         0x400: 8 * (shape.wqs + 1),
         0x600: 64 * shape.groups,
         0x800: 64 * shape.wqs,
+        PERFMON: 0x08,
+        PERFRST.start: 4,
+        PERFMON + 0x20: 4,
+        PERFMON + 0x30: 4,
+        PERFMON + 0x80: 8 * len(EVENTS),
+        PERFMON + 0x100: 8 * COUNTERS,
+        PERFMON + 0x200: 8 * COUNTERS,
+        **{PERFMON + 0x300 + 0x20 * counter: 0x18 for counter in range(COUNTERS)},
         0x4000: 16 * (shape.wqs + 1),
         0x5000: 8,
     }
@@ -250,7 +267,7 @@ def _registers(shape: Shape) -> Iterator[Row]:
         (
             Bits(127, 96, UNUSED),
             Bits(95, 80, RO, "Inter-Domain Permissions Table Offset", 0),
-            Bits(79, 64, RO, "Perfmon Offset", 0),
+            Bits(79, 64, RO, "Perfmon Offset", PERFMON >> 8),
             Bits(63, 48, RO, "IMS Offset", 0),
             Bits(47, 32, RO, "MSI-X Permissions Offset", 4),
             Bits(31, 16, RO, "WQ Configuration Offset", 8),
@@ -481,6 +498,87 @@ def _wqcfg(shape: Shape, wq: int) -> Row:
         used = lock if attr is RWL else None
         bits.append(Bits(256 + code, 256 + code, attr, f"OPCFG {code:#04x}", reset, used))
     return Row(f"WQCFG[{wq}]", "9.2.24", 0x800 + 64 * wq, 64, tuple(bits), wq=wq)
+
+
+# Appendix D: work queue, engine, address translation, operations, completions. Of version 2 are
+# EV_WQ_DISCARD, EV_NUM_READ2 and EV_NUM_WRITE2 (D.1.2).
+EVENTS = (0x7F, 0x63F, 0, 0x1FFFF, 0x3D)
+EVENTS_OF_VERSION_2 = (0x40, 0x600, 0, 0, 0)
+
+
+def _perfmon(shape: Shape) -> Iterator[Row]:
+    second = shape.generation >= 2
+    yield Row(
+        "PERFCAP",
+        "9.2.25.1",
+        PERFMON,
+        8,
+        (
+            Bits(63, 56, UNUSED),
+            Bits(55, 55, RO, "Interrupt on Overflow Support", 1),
+            Bits(54, 54, RO, "Counter Freeze Support", 1),
+            Bits(53, 53, RO, "Counters Writeable While Enabled", 0),
+            Bits(52, 52, RO, "Per Counter Capabilities Supported", 0),
+            Bits(51, 44, UNUSED),
+            Bits(43, 36, RO, "Filters Supported", 0x3F if second else 0x1F),
+            Bits(35, 20, RO, "Global Event Categories Supported", 0b11011),
+            Bits(19, 16, RO, "Number of Event Categories Supported", len(EVENTS)),
+            Bits(15, 8, RO, "Counter Width", 48),
+            Bits(7, 6, UNUSED),
+            Bits(5, 0, RO, "Number of Counter Registers", COUNTERS),
+        ),
+    )
+    reset = (
+        Bits(31, 2, RSVD),
+        Bits(1, 1, WO, "Reset Perfmon Counters"),
+        Bits(0, 0, WO, "Reset Perfmon Configuration"),
+    )
+    yield Row("PERFRST", "9.2.25.4", PERFRST.start, 4, reset)
+    for name, section, at, attr in (
+        ("PERFFRZ", "9.2.25.6", 0x20, RW),
+        ("OVFSTATUS", "9.2.25.5", 0x30, W1C),
+    ):
+        bits = (Bits(31, COUNTERS, RSVD), Bits(COUNTERS - 1, 0, attr, "Counters"))
+        yield Row(name, section, PERFMON + at, 4, bits)
+    for category, (events, later) in enumerate(zip(EVENTS, EVENTS_OF_VERSION_2, strict=True)):
+        can = Bits(27, 0, RO, "Events", events if second else events & ~later)
+        at = PERFMON + 0x80 + 8 * category
+        yield Row(f"EVNTCAP[{category}]", "9.2.25.2", at, 8, (Bits(63, 28, RSVD), can))
+    for counter in range(COUNTERS):
+        yield from _counter(counter, second)
+
+
+def _counter(counter: int, second: bool) -> Iterator[Row]:
+    lock = Lock.COUNTER
+
+    def row(name: str, section: str, at: int, size: int, *bits: Bits) -> Row:
+        label = f"{name}[{counter}]"
+        return Row(label, section, PERFMON + at, size, bits, counter=counter)
+
+    yield row(
+        "CNTRCFG",
+        "9.2.25.7",
+        0x100 + 8 * counter,
+        8,
+        Bits(63, 60, RSVD),
+        Bits(59, 32, RWL, "Events", lock=lock),
+        Bits(31, 12, RSVD),
+        Bits(11, 8, RWL, "Event Category", lock=lock),
+        Bits(7, 3, RSVD),
+        Bits(2, 2, RWL, "Global Freeze on Overflow", lock=lock),
+        Bits(1, 1, RWL, "Interrupt on Overflow", lock=lock),
+        Bits(0, 0, RW, "Enable"),
+    )
+    value = Bits(47, 0, RWL, "Event Count Value", lock=lock)
+    yield row("CNTRDATA", "9.2.25.9", 0x200 + 8 * counter, 8, Bits(63, 48, RSVD), value)
+    for number, name in enumerate(("WQ", "TC", "PGSZ", "SZ", "ENG")):
+        picked = Bits(15, 0, RWL, "Filter Value", 0xFFFF, lock=lock)
+        at = 0x300 + 32 * counter + 4 * number
+        yield row(f"FLTCFG_{name}", "9.2.25.8", at, 4, Bits(31, 16, RSVD), picked)
+    picked = Bits(21, 0, RWL, "Filter Value", 0x3FFFFF, lock=lock)
+    if not second:
+        picked = Bits(21, 0, RSVD)
+    yield row("FLTCFG_PASID", "9.2.25.8", 0x314 + 32 * counter, 4, Bits(31, 22, RSVD), picked)
 
 
 def _msix(shape: Shape) -> Iterator[Row]:

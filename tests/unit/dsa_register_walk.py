@@ -8,8 +8,21 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from dsa_register_table import BAR0_SIZE, COMMAND, Attr, Bits, Lock, Row, Shape, gaps, rows
+from dsa_register_table import (
+    BAR0_SIZE,
+    COMMAND,
+    COUNTERS,
+    PERFRST,
+    Attr,
+    Bits,
+    Lock,
+    Row,
+    Shape,
+    gaps,
+    rows,
+)
 
+ACTIONS = {*COMMAND, *PERFRST}
 PATTERNS = (0xFFFF_FFFF, 0, 0xAAAA_AAAA, 0x5555_5555, 0x0F0F_0F0F, 0xFFFF_FFFF)
 
 
@@ -27,10 +40,12 @@ class Model:
 
     def __init__(self, shape: Shape) -> None:
         self.rows = rows(shape)
+        self._named = {row.name: row for row in self.rows}
         self.gaps = gaps(shape)
         self.image = bytearray(BAR0_SIZE)
         self._written = bytearray(BAR0_SIZE)  # bits that take what is written
         self._cleared = bytearray(BAR0_SIZE)  # bits that are cleared by a 1
+        self._counters = [row for row in self.rows if row.counter is not None]
         self.words = sorted(
             at for row in self.rows for at in range(row.offset, row.offset + row.size, 4)
         )
@@ -50,6 +65,8 @@ class Model:
                     return not device_enabled
                 if bits.lock is Lock.WQ:
                     return row.wq not in wqs
+                if bits.lock is Lock.COUNTER:
+                    return not self._counting(row.counter)
                 return bits.attr is Attr.RW
 
             _put(self._written, row, _mask(row, writable))
@@ -70,15 +87,38 @@ class Model:
                 self._reset(row)
         self.state()
 
+    def _counting(self, counter: int | None) -> bool:
+        return bool(counter is not None and self.get(f"CNTRCFG[{counter}]", "Enable"))
+
+    def _settle_counters(self) -> None:
+        """After a write: what is locked, and frozen are only those that are enabled (9.2.25.6)."""
+        counting = [self._counting(counter) for counter in range(COUNTERS)]
+        for row in self._counters:
+
+            def writable(bits: Bits, row: Row = row) -> bool:
+                unlocked = row.counter is not None and not counting[row.counter]
+                return unlocked if bits.lock else bits.attr is Attr.RW
+
+            _put(self._written, row, _mask(row, writable))
+        enabled = sum(1 << counter for counter, is_on in enumerate(counting) if is_on)
+        self.set("PERFFRZ", "Counters", self.get("PERFFRZ", "Counters") & enabled)
+
     def _reset(self, row: Row) -> None:
         _put(self.image, row, sum(bits.reset << bits.low for bits in row.bits))
 
     def set(self, register: str, field: str, value: int) -> None:
         """The device has changed a field."""
-        row = next(row for row in self.rows if row.name == register)
-        bits = next(bits for bits in row.bits if bits.name == field)
-        whole = int.from_bytes(self.image[row.offset : row.offset + row.size], "little")
+        row, bits, whole = self._find(register, field)
         _put(self.image, row, whole & ~bits.mask | value << bits.low)
+
+    def get(self, register: str, field: str) -> int:
+        _, bits, whole = self._find(register, field)
+        return (whole & bits.mask) >> bits.low
+
+    def _find(self, register: str, field: str) -> tuple[Row, Bits, int]:
+        row = self._named[register]
+        bits = next(bits for bits in row.bits if bits.name == field)
+        return row, bits, int.from_bytes(self.image[row.offset : row.offset + row.size], "little")
 
     # What the guest does
 
@@ -87,6 +127,9 @@ class Model:
             at = offset + i
             old = self.image[at] & ~(self._cleared[at] & new)
             self.image[at] = old & ~self._written[at] | new & self._written[at]
+        first = self._counters[0].offset
+        if first - 0x100 <= offset + width and offset < first + 0x400:
+            self._settle_counters()
 
     def read(self, offset: int, width: int) -> int:
         return int.from_bytes(self.image[offset : offset + width], "little")
@@ -141,10 +184,10 @@ class Walk:
             self._same(offset + 3, 2)
 
     def write_registers(self) -> None:
-        """Patterns to every word but CMD; none changes another."""
+        """Patterns to every word but CMD and PERFRST; none changes another."""
         for pattern in PATTERNS:
             for offset in self.model.words:
-                if offset in COMMAND:
+                if offset in ACTIONS:
                     continue
                 self._write(offset, 4, pattern)
                 self._same(offset, 4, f"after a write of {pattern:#x}")
@@ -159,13 +202,13 @@ class Walk:
     def write_randomly(self, count: int, seed: int) -> None:
         """Accesses of every width, some of them unaligned, in any order."""
         chance = random.Random(seed)
-        offsets = [at for at in self.model.words if at not in COMMAND]
+        offsets = [at for at in self.model.words if at not in ACTIONS]
         for _ in range(count):
             width = chance.choice((1, 2, 4, 8))
             offset = chance.choice(offsets) + chance.choice((0, 0, 0, 1, 2, 3))
             if chance.random() < 0.8:
                 offset -= offset % width
-            if not any(at in COMMAND for at in range(offset, offset + width)):
+            if not any(at in ACTIONS for at in range(offset, offset + width)):
                 self._write(offset, width, chance.getrandbits(64))
                 self._same(offset, width, "after a write of these bytes")
         self.read_registers("after all")

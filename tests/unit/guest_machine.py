@@ -32,6 +32,7 @@ ABI = next(
     for line in FASTPATH_H.read_text().splitlines()
     if "VDCM_FASTPATH_ABI =" in line
 )
+WORKER = ffi.cast("vdcm_worker *", 1)  # never looked into
 
 
 @dataclass
@@ -154,13 +155,13 @@ class GuestMachine:
     # what the sweep calls
 
     def take(self) -> bool:
-        return bool(self.fastpath.take(self.opaque, ffi.NULL))
+        return bool(self.fastpath.take(self.opaque, WORKER))
 
     def run(self, budget: int = 1 << 62) -> int:
-        return int(self.fastpath.run(self.opaque, ffi.NULL, budget))
+        return int(self.fastpath.run(self.opaque, WORKER, budget))
 
     def abort(self) -> None:
-        self.fastpath.abort(self.opaque, ffi.NULL)
+        self.fastpath.abort(self.opaque, WORKER)
 
     @property
     def pending(self) -> bool:

@@ -67,5 +67,6 @@ bool dsa_batch_next(dsa_queue *q)
         return end(q, DSA_STATUS_BATCH_FAILED);
     }
     q->busy = true;
+    dsa_count_dispatched(q, &q->work);
     return true;
 }

@@ -100,5 +100,6 @@ class Cause(IntEnum):
 
     SOFTWARE_ERROR = 1 << 0
     COMMAND = 1 << 1
+    PERFMON = 1 << 3
     HALT = 1 << 4
     HANDLES_REVOKED = 1 << 31

@@ -100,14 +100,25 @@ static void fill_record(const dsa_queue *q, const dsa_work *w, int status, dsa_c
     }
 }
 
-static void count(dsa_queue *q, const dsa_work *w, bool success)
+static void count(dsa_queue *q, const dsa_work *w, int status)
 {
     uint32_t code = dsa_opcode(&w->d);
+    bool success = status == DSA_STATUS_SUCCESS || status == DSA_STATUS_FALSE_PREDICATE;
+    bool partial = status == DSA_STATUS_PAGE_FAULT || status == DSA_STATUS_PAGE_FAULT_BLOCKED ||
+                   status == DSA_STATUS_BATCH_PAGE_FAULT;
+    bool monitored = dsa_monitored(q);
 
     dsa_add(success ? &q->counters.succeeded : &q->counters.failed, 1);
+    if (monitored) {
+        dsa_monitor_completion(
+            q, w, success ? DSA_EV_SUCCESS : partial ? DSA_EV_PARTIAL : DSA_EV_ERROR);
+    }
     if (w->op != NULL) {
         dsa_add(&q->counters.descriptors[code], 1);
         dsa_add(&q->counters.bytes[code], code == DSA_OP_BATCH ? 0 : w->done);
+        if (monitored) {
+            dsa_monitor_end(q, w);
+        }
     }
 }
 
@@ -126,21 +137,29 @@ void dsa_finish(dsa_queue *q, dsa_work *w, int status)
         if (status == DSA_STATUS_BAD_HANDLE) {
             report(q, w, status); /* besides */
         }
-        if (!dsa_write_record(q, w, &record)) { /* it was there when the descriptor began */
+        if (dsa_write_record(q, w, &record)) {
+            if (dsa_monitored(q)) {
+                dsa_monitor_completion(q, w, DSA_EV_RECORD);
+            }
+        } else { /* it was there when the descriptor began */
             dsa_fault(w, w->d.completion, true, DSA_COMPLETION);
             status = DSA_STATUS_COMPLETION_FAULT;
             untold = true;
             report(q, w, status);
         }
     }
+    count(q, w, status);
     if (!untold && w->interrupt) {
         int32_t message = dsa_message(q, w); /* the handle may have been revoked meanwhile */
 
-        if (message >= 0 && message != DSA_IGNORE && q->services->raise(q->worker, (uint32_t)message) == 0) {
+        if (message >= 0 && message != DSA_IGNORE &&
+            q->services->raise(q->worker, (uint32_t)message) == 0) {
             dsa_add(&q->counters.interrupts, 1);
+            if (dsa_monitored(q)) {
+                dsa_monitor_completion(q, w, DSA_EV_NUM_MSIX);
+            }
         }
     }
-    count(q, w, status == DSA_STATUS_SUCCESS);
     q->record = NULL;
     if (w->member) {
         q->batch.failed |= status != DSA_STATUS_SUCCESS;

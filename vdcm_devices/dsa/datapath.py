@@ -20,6 +20,8 @@ MAX_TRANSFER: Final[int] = lib.DSA_MAX_TRANSFER_SHIFT
 MAX_BATCH: Final[int] = lib.DSA_MAX_BATCH_SHIFT
 REPORT_SWERROR: Final[int] = lib.DSA_REPORT_SWERROR
 """Code of a report with the 32 bytes of SWERROR."""
+REPORT_OVERFLOW: Final[int] = lib.DSA_REPORT_OVERFLOW
+"""Code of a report that there is something for ``Perfmon.look``."""
 OPERATIONS: Final = sum(1 << getattr(lib, name) for name in dir(lib) if name.startswith("DSA_OP_"))
 """A bit for each operation that is implemented."""
 ANY_PASID: Final = 0xFFFF_FFFF
@@ -64,6 +66,7 @@ class Queue:
 
     def __init__(self, shared: SharedWq | None = None) -> None:
         self.shared: Final = shared
+        self._perfmon: Any = None  # C has its address
         self._native = lib.dsa_queue_new(shared.native if shared else ffi.NULL, services())
         if self._native == ffi.NULL:
             raise VdcmError(f"a DSA queue: {os.strerror(ffi.errno)}")
@@ -96,6 +99,11 @@ class Queue:
     def portal(self, portal: int, page: int) -> None:
         """``page``: address of the portal's shared memory; 0 if there is none."""
         _check(lib.dsa_queue_portal(self._native, portal, page), "a portal")
+
+    def set_perfmon(self, perfmon: Any) -> None:
+        """``perfmon``: a ``dsa_perfmon *`` that counts what happens here, too."""
+        self._perfmon = perfmon
+        lib.dsa_queue_set_perfmon(self._native, perfmon)
 
     def submit(self, portal: int, descriptor: bytes) -> Answer:
         """64 bytes for ``portal``; VdcmError if the queue is not configured."""

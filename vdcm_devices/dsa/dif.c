@@ -57,6 +57,13 @@ int dsa_dif_check(dsa_queue *q, dsa_work *w)
     return DSA_MORE;
 }
 
+uint64_t dsa_dif_written(const dsa_work *w)
+{
+    struct shape shape = shape_of(&w->d);
+
+    return (uint64_t)(w->done / shape.source) * shape.destination;
+}
+
 /* A field as it lies in memory: most significant byte first. */
 struct field {
     uint16_t guard;

@@ -167,6 +167,10 @@ class DsaDriver(HostDriver):
             raise VdcmError(f"{adi.name}: interrupt handle {handle} is beyond {HANDLES.stop - 1}")
         _queue(adi).handle(handle, message, pasid)
 
+    def set_perfmon(self, adi: Adi, perfmon: Any) -> None:
+        """Before the ADI is enabled: the event counters of its VDEV, a ``dsa_perfmon *``."""
+        _queue(adi).set_perfmon(perfmon)
+
     def set_portal(self, adi: Adi, portal: int, page: int) -> None:
         """Before the ADI is enabled: the address of a direct portal's page, 0 for none."""
         _queue(adi).portal(portal, page)

@@ -101,6 +101,7 @@ struct dsa_queue {
     dsa_wq *wq; /* NULL: dedicated */
     const vdcm_services *services;
     dsa_settings settings;
+    dsa_perfmon *perfmon; /* NULL: nobody monitors */
     /* What was accepted: one consumer, run(); producers hold `lock`. The numbers run freely. */
     dsa_descriptor *entries;
     uint32_t capacity; /* a power of 2; 0: not configured */
@@ -138,6 +139,49 @@ static inline void dsa_add(uint64_t *counter, uint64_t n)
  * reserved for others. dsa_let_go() in any case in the end. */
 bool dsa_hold(dsa_queue *q, uint32_t count);
 void dsa_let_go(dsa_queue *q, uint32_t count);
+
+/* ---- perfmon.c: what happens is counted once for the host and once for the guest ------------- */
+
+/* Has the guest enabled a counter? This is all that the data path pays while it has not. */
+static inline bool dsa_monitored(const dsa_queue *q)
+{
+    return q->perfmon != NULL && __atomic_load_n(&q->perfmon->enabled, __ATOMIC_RELAXED) != 0;
+}
+
+/* The guest's part of it. `worker`: NULL on the control thread. */
+void dsa_monitor_accepted(dsa_queue *q, vdcm_worker *worker, uint32_t portal,
+                          const dsa_descriptor *d);
+void dsa_monitor_full(dsa_queue *q, vdcm_worker *worker, uint32_t portal, const dsa_descriptor *d);
+void dsa_monitor_dispatched(dsa_queue *q, const dsa_work *w);
+/* `event`: of DSA_CATEGORY_COMPLETIONS. */
+void dsa_monitor_completion(dsa_queue *q, const dsa_work *w, uint32_t event);
+void dsa_monitor_end(dsa_queue *q, const dsa_work *w);
+
+static inline void dsa_count_accepted(dsa_queue *q, vdcm_worker *worker, uint32_t portal,
+                                      const dsa_descriptor *d)
+{
+    dsa_add(&q->counters.accepted, 1);
+    if (dsa_monitored(q)) {
+        dsa_monitor_accepted(q, worker, portal, d);
+    }
+}
+
+/* Retry, or lost (5.3). */
+static inline void dsa_count_full(dsa_queue *q, vdcm_worker *worker, uint32_t portal,
+                                  const dsa_descriptor *d)
+{
+    dsa_add(&q->counters.retried, 1);
+    if (dsa_monitored(q)) {
+        dsa_monitor_full(q, worker, portal, d);
+    }
+}
+
+static inline void dsa_count_dispatched(dsa_queue *q, const dsa_work *w)
+{
+    if (dsa_monitored(q)) {
+        dsa_monitor_dispatched(q, w);
+    }
+}
 
 /* ---- access.c -------------------------------------------------------------------------------- */
 
@@ -205,6 +249,8 @@ int dsa_apply_delta_check(dsa_queue *q, dsa_work *w);
 int dsa_apply_delta_step(dsa_queue *q, dsa_work *w, uint64_t limit, uint64_t *units);
 int dsa_dif_check(dsa_queue *q, dsa_work *w);
 int dsa_dif_step(dsa_queue *q, dsa_work *w, uint64_t limit, uint64_t *units);
+/* Bytes in the destination so far. */
+uint64_t dsa_dif_written(const dsa_work *w);
 
 /* CRC-32C as the division leaves it: neither seed nor result is inverted. With `bypass` bit 7 of a
  * byte comes first, not bit 0. */

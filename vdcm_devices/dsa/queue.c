@@ -185,6 +185,11 @@ int dsa_queue_portal(dsa_queue *q, uint32_t portal, uintptr_t page)
     return 0;
 }
 
+void dsa_queue_set_perfmon(dsa_queue *q, dsa_perfmon *perfmon)
+{
+    q->perfmon = perfmon;
+}
+
 /* ---- accepting ------------------------------------------------------------------------------- */
 
 /* An entry of the WQ. A limited portal, one with an odd number, gets less of a shared one (5.3). */
@@ -210,18 +215,17 @@ static bool take_entry(dsa_queue *q, uint32_t portal)
 }
 
 /* With the lock. */
-static bool accept(dsa_queue *q, uint32_t portal, const dsa_descriptor *d)
+static bool accept(dsa_queue *q, vdcm_worker *worker, uint32_t portal, const dsa_descriptor *d)
 {
     uint32_t tail = atomic_load_explicit(&q->tail, memory_order_relaxed);
 
     if (!take_entry(q, portal)) {
-        dsa_add(&q->counters.retried, 1);
         return false;
     }
     q->entries[tail & (q->capacity - 1)] = *d;
     /* Pairs with the acquire in next(). */
     atomic_store_explicit(&q->tail, tail + 1, memory_order_release);
-    dsa_add(&q->counters.accepted, 1);
+    dsa_count_accepted(q, worker, portal, d);
     return true;
 }
 
@@ -237,7 +241,10 @@ int dsa_submit(dsa_queue *q, uint32_t portal, const void *descriptor)
     while (atomic_flag_test_and_set_explicit(&q->lock, memory_order_acquire)) {
         sched_yield(); /* take() has it for as long as a page of slots takes */
     }
-    accepted = accept(q, portal, &d);
+    accepted = accept(q, NULL, portal, &d);
+    if (!accepted) {
+        dsa_count_full(q, NULL, portal, &d);
+    }
     atomic_flag_clear_explicit(&q->lock, memory_order_release);
     return accepted ? 0 : -EAGAIN;
 }
@@ -246,7 +253,7 @@ int dsa_submit(dsa_queue *q, uint32_t portal, const void *descriptor)
  * The next slots of one direct portal. Word 0 is the doorbell: the guest writes it last, non-zero;
  * we answer with 0 for accepted, all ones for Retry. It is read once, and so are the others.
  */
-static bool take_portal(dsa_queue *q, uint32_t portal)
+static bool take_portal(dsa_queue *q, vdcm_worker *worker, uint32_t portal)
 {
     bool any = false;
 
@@ -264,8 +271,9 @@ static bool take_portal(dsa_queue *q, uint32_t portal)
             words[k] = __atomic_load_n(&slot[k], __ATOMIC_RELAXED);
         }
         memcpy(&d, words, sizeof(d));
-        if (!accept(q, portal, &d)) {
+        if (!accept(q, worker, portal, &d)) {
             if (q->wq != NULL) {
+                dsa_count_full(q, worker, portal, &d);
                 __atomic_store_n(&slot[0], UINT64_MAX, __ATOMIC_RELEASE);
             }
             break; /* a dedicated WQ takes it when there is room */
@@ -283,7 +291,6 @@ static bool take(void *queue, vdcm_worker *worker)
     dsa_queue *q = queue;
     bool any = false;
 
-    (void)worker;
     if (q->capacity == 0) {
         return false;
     }
@@ -295,7 +302,7 @@ static bool take(void *queue, vdcm_worker *worker)
         if (atomic_flag_test_and_set_explicit(&q->lock, memory_order_acquire)) {
             return any;
         }
-        any |= take_portal(q, portal);
+        any |= take_portal(q, worker, portal);
         atomic_flag_clear_explicit(&q->lock, memory_order_release);
     }
     return any;
@@ -313,6 +320,7 @@ static bool next(dsa_queue *q)
     }
     dsa_begin(&q->work, &q->entries[head & (q->capacity - 1)], false);
     q->busy = true;
+    dsa_count_dispatched(q, &q->work);
     atomic_store_explicit(&q->head, head + 1, memory_order_release);
     if (q->wq != NULL) {
         atomic_fetch_sub_explicit(&q->wq->occupancy, 1, memory_order_release);

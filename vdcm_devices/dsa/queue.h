@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "descriptor.h"
+#include "perfmon.h"
 
 /* cffi: begin */
 
@@ -25,7 +26,10 @@ enum {
     DSA_SLOTS = 64,    /* of a direct portal: a ring */
     DSA_HANDLES = 128, /* interrupt handles are below this */
     DSA_IGNORE = 0x7ffffffe, /* message of a handle that is valid and interrupts nobody */
-    DSA_REPORT_SWERROR = 1 /* code of a report: the 32 bytes of SWERROR (9.2.15), Valid set */
+    /* Codes of reports: the 32 bytes of SWERROR (9.2.15), Valid set; an overflow that the guest is
+     * to be told of (dsa_perfmon_interrupts). */
+    DSA_REPORT_SWERROR = 1,
+    DSA_REPORT_OVERFLOW = 2
 };
 
 /* ---- a shared WQ: what the shares of all ADIs have in common --------------------------------- */
@@ -59,6 +63,8 @@ typedef struct {
     uint32_t pasid;        /* of a dedicated WQ as the guest knows it, for reports */
     uint64_t gencap;       /* the register: DSA_CAP_... are looked at */
     uint64_t operations[4]; /* OPCAP or WQ OPCFG: bit n allows operation n */
+    uint32_t engine; /* that does its work, as the guest counts them, for events */
+    uint32_t traffic_classes[2]; /* TC-A and TC-B of its group, for events */
 } dsa_settings;
 
 /* `wq`: a share of this one; NULL: a dedicated WQ. `services`: a const vdcm_services *. NULL with
@@ -75,6 +81,8 @@ int dsa_queue_handle(dsa_queue *q, uint32_t handle, int32_t message, uint32_t pa
 /* Portal `portal` is direct: `page` is 4 KiB shared with the guest, which cannot cut them short; 0:
  * it is not direct. The guest's next slot is slot 0. Not while the sweep may run it. -EINVAL. */
 int dsa_queue_portal(dsa_queue *q, uint32_t portal, uintptr_t page);
+/* The event counters of its VDEV; they outlive the queue. Not while the sweep may run it. */
+void dsa_queue_set_perfmon(dsa_queue *q, dsa_perfmon *perfmon);
 /* An intercepted store of 64 bytes at `portal`. 0 accepted; -EAGAIN full: Retry for a shared WQ,
  * DSA_ERROR_QUEUE_FULL in SWERROR for a dedicated one; -EINVAL no such portal, or not configured.
  * From one thread, which need not be the sweep's. Kick the queue after it. */
@@ -82,8 +90,8 @@ int dsa_submit(dsa_queue *q, uint32_t portal, const void *descriptor);
 
 typedef struct {
     uint64_t accepted;
-    uint64_t retried;    /* refused because the WQ was full */
-    uint64_t succeeded;  /* with status Success; the descriptors of batches count as well */
+    uint64_t retried;    /* refused because the WQ was full: answered with Retry, or lost */
+    uint64_t succeeded;  /* also with false predicate; the descriptors of batches count as well */
     uint64_t failed;     /* with another status, or with none that could be told */
     uint64_t aborted;
     uint64_t reported;   /* in SWERROR */

@@ -21,12 +21,13 @@ BAR0_SIZE: Final = 0x10000
 MSIX_PERMISSIONS: Final = 0x400
 GROUP_CONFIGURATION: Final = 0x600
 WQ_CONFIGURATION: Final = 0x800
+PERFMON: Final = 0x1000
 MSIX_TABLE: Final = 0x4000
 MSIX_PENDING: Final = 0x5000
 MOST_GROUPS: Final = (WQ_CONFIGURATION - GROUP_CONFIGURATION) // 64
 DEFINED_OPERATIONS: Final = 0x7B_7FBF_07FF
 """A bit for each operation of table 8-2; OPCFG has no others (9.2.24)."""
-MOST_WQS: Final = (GROUP_CONFIGURATION - MSIX_PERMISSIONS) // 8 - 1
+MOST_WQS: Final = (PERFMON - WQ_CONFIGURATION) // 64
 BUFFERS_NEEDED: Final = 4
 """Read buffers that a group is allowed for each of its engines, at least (9.2.23)."""
 _MOST_BUFFERS = 0xFF
@@ -164,8 +165,8 @@ class DsaRegisters(RegisterMap):
         0x68,
         64,
         RO,
-        fields={"PERFMON": Field(0, 16), "IDPT": Field(16, 16)},
-        doc="0: there is no performance monitoring and no inter-domain table (9.2.7).",
+        fields={"PERFMON": Field(0, 16, reset=PERFMON >> 8), "IDPT": Field(16, 16)},
+        doc="As OFFSETS; there is no inter-domain table (9.2.7).",
     )
     GENCFG = Register(
         0x80,

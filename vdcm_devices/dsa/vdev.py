@@ -31,11 +31,13 @@ from vdcm_devices.dsa.codes import (
 from vdcm_devices.dsa.commands import Commands
 from vdcm_devices.dsa.datapath import REPORT_SWERROR, Answer
 from vdcm_devices.dsa.driver import DWQ, SHARE, DsaDriver
+from vdcm_devices.dsa.perfmon import Perfmon
 from vdcm_devices.dsa.portals import DIRECT, PAGE, PORTALS, PortalBar, portals_end
 from vdcm_devices.dsa.registers import (
     BAR0_SIZE,
     MSIX_PENDING,
     MSIX_TABLE,
+    PERFMON,
     DsaRegisters,
     registers_class,
 )
@@ -82,6 +84,7 @@ class DsaVdev(Vdev):
         self.dynamic: Final = places > 0
         self.registers: Final[DsaRegisters] = registers_class(wqs, can.groups, can.engines)(self)
         self.registers.tell(can)
+        self.perfmon: Final = Perfmon(can.version, lambda: self.raise_cause(Cause.PERFMON))
         self.handles: Final[set[int]] = set()
         self.commands: Final = Commands(self)
         self.work_queues: Final = [WorkQueue(self, index) for index in range(wqs)]
@@ -97,6 +100,7 @@ class DsaVdev(Vdev):
         self.channel: Final = Channel(self, self._portals, channel_at)
         bar = Bar(0, BAR0_SIZE, BarKind.MEMORY64_PREFETCHABLE)
         bar.place(0, self.registers)
+        bar.place(PERFMON, self.perfmon.registers)
         self._pasid: Final = VdevPasid(self._on_pasid_change)
         super().__init__(
             name,
@@ -206,6 +210,7 @@ class DsaVdev(Vdev):
         for register, value in zip(kept, values, strict=True):
             register.value = value
         self.interrupts.clear_pending()
+        self.perfmon.reset()
         self._apply_handles()
         self.halt = "no"
 
@@ -295,6 +300,7 @@ class DsaVdev(Vdev):
             self.raise_cause(Cause.SOFTWARE_ERROR)
 
     def on_adi_report(self, adi: Adi, report: Report) -> None:
+        self.perfmon.look()  # whatever it is: a report of an overflow may have been lost
         if report.code == REPORT_SWERROR:
             data = report.data
             words = [int.from_bytes(data[at : at + 8], "little") for at in (0, 8, 16)]
@@ -318,11 +324,15 @@ class DsaVdev(Vdev):
         # Without IMS there are no IMS portals (3.3).
         if portal in DIRECT and self.registers.GENSTS.STATE == DeviceState.ENABLED:
             answer = queue.submit(portal, descriptor)
+            self.perfmon.look()
         if self.observer is not None:
             said = "ignored" if answer is None else answer.name.lower()
             self.observer(f"WQ {wq} portal {portal} operation {descriptor[7]:#04x}: {said}")
         if answer is Answer.ACCEPTED:
             return
+        if answer is None and portal in DIRECT:
+            pasid = int.from_bytes(descriptor[:4], "little")
+            self.perfmon.refused(wq, portal, shared=WqMode.SHARED in queue.modes, pasid=pasid)
         if WqMode.SHARED in queue.modes:
             raise DeferredError(f"{self.name}: WQ {wq} does not take a descriptor now")
         if answer is Answer.FULL:
@@ -337,6 +347,7 @@ class DsaVdev(Vdev):
     def on_reset(self) -> None:
         self.halt = "no"
         self.handles.clear()
+        self.perfmon.reset()
         for queue in self.work_queues:
             if self.dynamic:
                 self.unback(queue)
@@ -355,6 +366,7 @@ class DsaVdev(Vdev):
                 "modes": [mode.name.lower() for mode in queue.modes],
                 "state": queue.state.name.lower(),
                 "occupancy": queue.occupancy,
+                "counters": queue.counters,
             }
             for queue in self.work_queues
         ]

@@ -16,6 +16,18 @@ if TYPE_CHECKING:
     from vdcm_devices.dsa.vdev import DsaVdev
 
 
+COUNTED: Final = (
+    "accepted",
+    "succeeded",
+    "failed",
+    "aborted",
+    "retried",
+    "bytes",
+    "interrupts",
+)
+"""Of the counters of an ADI (queue.h), those that tell how a work queue gets on."""
+
+
 class WorkQueue:
     """WQ ``index`` of a VDEV. Without an ADI it is there, but cannot be enabled."""
 
@@ -54,11 +66,20 @@ class WorkQueue:
             return 0
         return self._driver.occupancy(self.adi)
 
+    @property
+    def counters(self) -> dict[str, int]:
+        """What has become of descriptors since there was an ADI behind it, and of their bytes."""
+        if self.adi is None:
+            return {}
+        counted = self._driver.counters(self.adi)
+        return {name: counted[name] for name in COUNTED if name in counted}
+
     # The ADI.
 
     def attach(self, adi: Adi) -> None:
         """Put an ADI behind it; ResourceError if there are too few interrupt messages."""
         self.adi = adi
+        self._driver.set_perfmon(adi, self._vdev.perfmon.native)
         for vector in self._vdev.handles:
             self.give_message(vector)
 
@@ -170,9 +191,26 @@ class WorkQueue:
             "index": self.index,
             "pasid": config.PASID,
             "gencap": registers.GENCAP.value,
+            **self._group(),
             "operations": registers.allowed_operations(self.index),
             "doorbells": self._vdev.portal_page(self.index, DIRECT[0]) is not None,
         }
+
+    def _group(self) -> dict[str, Any]:
+        """What its group is to event counters: the n-th of its work queues has the n-th engine,
+        and they begin anew where there are no more."""
+        registers = self._vdev.registers
+        for wqs, engines, flags in zip(
+            registers.GRPWQS, registers.GRPENGINES, registers.GRPFLAGS, strict=True
+        ):
+            if wqs.WQS >> self.index & 1:
+                before = (wqs.WQS & ((1 << self.index) - 1)).bit_count()
+                its = [n for n in range(engines.ENGINES.bit_length()) if engines.ENGINES >> n & 1]
+                return {
+                    "engine": its[before % len(its)],
+                    "traffic_classes": [flags.TC_A, flags.TC_B],
+                }
+        return {}
 
     def stop(self) -> None:
         self._set_state(WqState.DRAINING)
