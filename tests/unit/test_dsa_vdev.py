@@ -242,6 +242,18 @@ def test_what_is_halted_stays_so_until_it_is_reset(dsa: Dsa) -> None:
     vdev.close()
 
 
+def test_a_second_fault_does_not_make_the_first_one_less(dsa: Dsa) -> None:
+    """The host halts it in any state; what it needs is the stronger reset of those asked for."""
+    vdev = create(dsa, "dsa-1dwq")
+    status = vdev.registers.GENSTS
+    for halt, reset in (("software", 0), ("function", 1), ("software", 1), ("no", 1)):
+        vdev.halt = halt
+        assert (DeviceState.HALT, reset) == (status.STATE, status.RESET)
+    vdev.reset()
+    assert (status.STATE, status.RESET, vdev.halt) == (DeviceState.DISABLED, 0, "no")
+    vdev.close()
+
+
 @pytest.mark.parametrize("how", ["close", "reset"])
 def test_an_end_while_a_command_waits(dsa: Dsa, how: str) -> None:
     """The event loop has not come to it, so the command is active; nobody is told of its end."""
