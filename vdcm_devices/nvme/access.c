@@ -6,6 +6,12 @@
 
 #include "engine.h"
 
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
+enum { LINE = 64, WORTH_STREAMING = 1024 };
+
 int nvme_reach(nvme_sq *q, uint64_t address, uint64_t length, bool write, void **memory,
                uint64_t *here)
 {
@@ -41,6 +47,44 @@ int nvme_copy(nvme_sq *q, void *to, const void *from, uint64_t length)
     struct job job = {.to = to, .from = from, .length = length};
 
     return guarded(q, copy, &job);
+}
+
+/*
+ * Into a store, past the caches: it is larger than they are, and to fetch its lines only to write all
+ * of them takes half of what memory can do (measured: 4 KiB 1.3 to 2.5 million times a second).
+ */
+static int stream(void *argument)
+{
+    const struct job *job = argument;
+    uint64_t done = 0;
+
+#ifdef __SSE2__
+    if ((uintptr_t)job->to % LINE == 0 && job->length >= WORTH_STREAMING) {
+        for (; done + LINE <= job->length; done += LINE) {
+            const __m128i *from = (const __m128i *)(const void *)((const uint8_t *)job->from + done);
+            __m128i *to = (__m128i *)(void *)((uint8_t *)job->to + done);
+            __m128i a = _mm_loadu_si128(from);
+            __m128i b = _mm_loadu_si128(from + 1);
+            __m128i c = _mm_loadu_si128(from + 2);
+            __m128i d = _mm_loadu_si128(from + 3);
+
+            _mm_stream_si128(to, a);
+            _mm_stream_si128(to + 1, b);
+            _mm_stream_si128(to + 2, c);
+            _mm_stream_si128(to + 3, d);
+        }
+        _mm_sfence(); /* such stores are in no order; the completion comes behind them */
+    }
+#endif
+    memcpy((uint8_t *)job->to + done, (const uint8_t *)job->from + done, job->length - done);
+    return 0;
+}
+
+int nvme_stream(nvme_sq *q, void *to, const void *from, uint64_t length)
+{
+    struct job job = {.to = to, .from = from, .length = length};
+
+    return guarded(q, stream, &job);
 }
 
 static int compare(void *argument)

@@ -220,6 +220,8 @@ int nvme_reach(nvme_sq *q, uint64_t address, uint64_t length, bool write, void *
                uint64_t *here);
 /* In guarded(): 0 or -EIO. */
 int nvme_copy(nvme_sq *q, void *to, const void *from, uint64_t length);
+/* The same into a store that is memory. */
+int nvme_stream(nvme_sq *q, void *to, const void *from, uint64_t length);
 /* 1 if they differ. */
 int nvme_compare(nvme_sq *q, const void *a, const void *b, uint64_t length);
 /* Between `buffer` and guest memory in the secondary address space: 0 or a negative errno. */

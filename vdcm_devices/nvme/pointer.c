@@ -221,6 +221,15 @@ int nvme_pointer_next(nvme_sq *q, nvme_task *t, uint64_t most, void **memory, ui
     return NVME_SUCCESS;
 }
 
+static int move(nvme_sq *q, const nvme_task *t, void *memory, uint8_t *mine, uint64_t length)
+{
+    if (t->pointer.to_host) {
+        return nvme_copy(q, memory, mine, length);
+    }
+    return t->c.opcode == NVME_WRITE && t->n->memory != NULL ? nvme_stream(q, mine, memory, length)
+                                                             : nvme_copy(q, mine, memory, length);
+}
+
 int nvme_pointer_move(nvme_sq *q, nvme_task *t, void *buffer, uint64_t length)
 {
     uint8_t *mine = buffer;
@@ -233,8 +242,7 @@ int nvme_pointer_move(nvme_sq *q, nvme_task *t, void *buffer, uint64_t length)
         if (status != NVME_SUCCESS) {
             return status;
         }
-        if (memory != NULL && nvme_copy(q, t->pointer.to_host ? memory : mine,
-                                        t->pointer.to_host ? mine : memory, here) != 0) {
+        if (memory != NULL && move(q, t, memory, mine, here) != 0) {
             return fail(t, NVME_DATA_TRANSFER_ERROR, AT_PRP1);
         }
         mine += here;
