@@ -1,16 +1,18 @@
-"""Linux's own iavf in a guest, by iproute's busybox part and sysfs."""
+"""Linux's own iavf in a guest, by iproute, ethtool and sysfs."""
 
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from tests.guest.lab import address_of
 from tests.guest.machine import Machine
 from tests.guest.server import Server
 
 AVF = "8086:1889"
-MODULES = ("iavf",)  # for Machine(modules=…)
+MODULES = ("iavf", "8021q")  # for Machine(modules=…)
 TOOLS = ("ethtool", "ip")  # for Machine(tools=…)
+IP = "/bin/ip"  # iproute's; the name alone is busybox's own to its shell
 SECONDS = 20.0  # a limit, not an expectation
 
 
@@ -61,10 +63,22 @@ class Nic:
     def down(self) -> None:
         self.machine.check(f"ip link set {self.interface} down")
 
-    def shown(self) -> dict[str, object]:
+    def ip(self, words: str) -> None:
+        """iproute's ip; ``@`` in ``words`` is the interface."""
+        self.machine.check(f"{IP} {words.replace('@', self.interface)}")
+
+    def ethtool(self, option: str, words: str = "") -> str:
+        """What ethtool prints for the interface."""
+        return self.machine.check(f"ethtool {option} {self.interface} {words}")
+
+    def shown(self) -> dict[str, Any]:
         """The VSI, as the server sees it."""
-        found: dict[str, object] = self.server.show(self.name)["vsi"]
+        found: dict[str, Any] = self.server.show(self.name)["vsi"]
         return found
+
+    def wait_shown(self, key: str, value: object) -> None:
+        """Until the VSI has a value: the driver says much a while later only."""
+        self.server.wait_for(f"{key} is {value}", lambda: self.shown()[key] == value)
 
     def complaints(self) -> int:
         """Of the device about the driver."""

@@ -424,7 +424,7 @@ def test_a_driver_asks_for_other_queue_pairs(lab: Lab) -> None:
     lab.vdev("third", queues=10)
 
 
-def test_a_reset_forgets_all_but_the_version(lab: Lab) -> None:
+def test_a_reset_forgets_what_drivers_say_again(lab: Lab) -> None:
     driver = lab.driver(trust=True)
     driver.configure(2)
     driver.select(avf.ENABLE_QUEUES, 3, 3)
@@ -433,11 +433,36 @@ def test_a_reset_forgets_all_but_the_version(lab: Lab) -> None:
     driver.check(avf.PROMISCUOUS, struct.pack("<HH", driver.resources.vsi, 3))
     driver.reset()
     found = vsi(driver)
-    assert found["tx_enabled"] == found["addresses"] == found["promiscuous"] == []
+    assert found["tx_enabled"] == found["addresses"] == []
     assert driver.bus.read(avf.ATQLEN) == driver.bus.read(avf.ARQLEN) == 0
     driver.init_queues()  # as Linux does it: no VERSION again
     driver.check(avf.GET_RESOURCES, struct.pack("<I", avf.LINUX))
     assert vsi(driver)["vlans"] == []
+
+
+def test_what_drivers_do_not_say_again_stays_until_the_next_driver(lab: Lab) -> None:
+    driver = lab.driver(trust=True)
+    number, mac = driver.resources.vsi, driver.resources.mac
+    own = struct.pack("<HH6sBB", number, 1, OTHER, 1, 0)
+    driver.check(avf.ADD_ADDRESS, own)
+    assert vdev_of(driver).vsi.filters.addresses == {mac, OTHER}
+    assert driver.addresses(avf.DEL_ADDRESS, mac).status == avf.SUCCESS
+    driver.check(avf.PROMISCUOUS, struct.pack("<HH", number, 2))
+    driver.check(avf.STRIP_ON_V2, struct.pack("<IIH6x", 0, 1, number))
+    driver.check(avf.INSERT_OFF_V2, struct.pack("<IIH6x", 0, 1, number))
+    driver.reset()
+    driver.init_queues()
+    found = avf.parse_resources(driver.check(avf.GET_RESOURCES, struct.pack("<I", avf.LINUX)))
+    assert found.mac == OTHER
+    assert vdev_of(driver).vsi.filters.addresses == {OTHER}
+    assert vsi(driver)["promiscuous"] == ["multicast"]
+    assert (vsi(driver)["strip_vlan"], vsi(driver)["insert_vlan"]) == (True, False)
+    driver.check(avf.VERSION, struct.pack("<II", 1, 1))  # is somebody there?
+    assert vsi(driver)["promiscuous"] == ["multicast"]
+    driver.reset()
+    assert driver.start().mac == mac
+    assert vsi(driver)["promiscuous"] == []
+    assert (vsi(driver)["strip_vlan"], vsi(driver)["insert_vlan"]) == (False, True)
 
 
 def test_a_function_level_reset_comes_to_the_same(lab: Lab) -> None:

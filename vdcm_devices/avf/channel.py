@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 from vdcm import DeclarationError, VdcmError
 from vdcm_devices.avf.codes import (
     ETHERTYPE_VLAN,
+    PRIMARY,
     RXDID_32_BYTE_BASE,
     SEVERITY_CERTAIN_DOOM,
     SEVERITY_INFO,
@@ -100,6 +101,9 @@ class Function(Protocol):
     def complain(self, why: str) -> None:
         """The driver has done something that it must not do."""
 
+    def trace(self, what: str) -> None:
+        """For whoever watches."""
+
 
 class Channel:
     """Answers messages for ``function``."""
@@ -138,6 +142,7 @@ class Channel:
             function.complain(str(error))
             function.send(opcode, error.status, b"")
             return
+        function.trace(f"virtchnl {message.opcode.name} of {len(data)} bytes")
         if answer is not None:
             function.send(opcode, Status.SUCCESS, answer)
         if opcode == Opcode.ENABLE_QUEUES:
@@ -166,6 +171,7 @@ class Channel:
             self._event(Event.RESET_IMPENDING, 0, False, SEVERITY_CERTAIN_DOOM)
 
     def _event(self, event: Event, speed: int, up: bool, severity: int) -> None:
+        self._function.trace(f"virtchnl EVENT {event.name}")
         data = EVENT_LINK.pack(event=event, speed=speed, up=up, severity=severity)
         self._function.send(Opcode.EVENT, Status.SUCCESS, data)
 
@@ -175,6 +181,8 @@ class Channel:
         if message["major"] != MAJOR:
             raise Refused(Status.PARAMETER, f"virtchnl {message['major']}.{message['minor']}")
         self.version = (MAJOR, min(MINOR, message["minor"]))
+        if not self.active:  # else it only wants to know whether somebody is there
+            self._function.vsi.begin()
         return VERSION.pack(major=MAJOR, minor=self.version[1])
 
     def on_RESET_VF(self, _message: Parsed) -> None:
@@ -203,7 +211,7 @@ class Channel:
             vsi_pairs=vsi.pairs,
             vsi_type=VSI_SRIOV,
             qset=0,
-            mac=vsi.policy.mac,
+            mac=vsi.mac,
         )
 
     def on_GET_OFFLOAD_VLAN_V2_CAPS(self, _message: Parsed) -> bytes:
@@ -302,7 +310,10 @@ class Channel:
     # Filters.
 
     def on_ADD_ETH_ADDR(self, message: Parsed) -> bytes:
-        self._function.vsi.add_addresses(item["address"] for item in message.elements)
+        self._function.vsi.add_addresses(
+            [item["address"] for item in message.elements],
+            [item["address"] for item in message.elements if item["type"] & 3 == PRIMARY],
+        )
         return b""
 
     def on_DEL_ETH_ADDR(self, message: Parsed) -> bytes:

@@ -120,6 +120,8 @@ class AdminError(IntEnum):
 
 VSI_SRIOV = 6
 """The type of a virtual function's VSI."""
+PRIMARY = 1
+"""The type of an address that the driver calls its own."""
 SEVERITY_INFO = 0
 SEVERITY_CERTAIN_DOOM = 255
 ETHERTYPE_VLAN = 0x8100

@@ -171,9 +171,7 @@ class AvfVdev(Vdev):
         elif not enabled and adi.state is not AdiState.ALLOCATED:
             adi.driver.disable(adi)
 
-    def is_taken(self, address: bytes, by_other_than: object) -> bool:
-        """Of unicast addresses, among all VSIs of the parent (vsi.Addresses)."""
-        del by_other_than
+    def is_taken(self, address: bytes) -> bool:
         return self._avf.owner_of(address) not in (None, self)
 
     @property
@@ -347,6 +345,9 @@ class AvfVdev(Vdev):
     def on_adi_report(self, adi: Adi, report: Report) -> None:
         self.complain(self._avf.path(adi).explain(report))
         self._reset_function("its queues cannot go on")
+
+    def trace(self, what: str) -> None:
+        self._say(what)
 
     def complain(self, why: str) -> None:
         self.complaints += 1

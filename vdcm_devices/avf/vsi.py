@@ -39,10 +39,10 @@ class Policy:
 
 
 class Addresses(Protocol):
-    """Who has which unicast address, among all VSIs of a parent."""
+    """Who has which unicast address, among all VDEVs of a parent."""
 
-    def is_taken(self, address: bytes, by_other_than: object) -> bool:
-        """Another one has it."""
+    def is_taken(self, address: bytes) -> bool:
+        """It is another one's, as the host has said."""
 
 
 class Vsi:
@@ -55,6 +55,8 @@ class Vsi:
         self.id: Final = vsi_id
         self.pairs: Final = pairs
         self.policy = policy
+        self.mac = policy.mac
+        """Its own address: the host's, or the one that a trusted driver has in its place."""
         self._addresses: Final = addresses
         self._path: DataPath | None = None
         self.tx: dict[int, TxQueue] = {}
@@ -68,6 +70,7 @@ class Vsi:
         self.filters_vlans = False
         self.promiscuous = Promiscuous(0)
         self.offloads = Offloads()
+        self._said_strip = False
         self.rss = default_rss(pairs)
 
     @property
@@ -81,23 +84,31 @@ class Vsi:
         self.apply()
 
     def reset(self) -> None:
-        """As after GET_VF_RESOURCES: no queue, its own address only."""
+        """No queue, no filters. What Linux's driver does not say again after a reset stays: its own
+        address, promiscuous modes, VLAN offloads."""
         for queues in (self.tx, self.rx, self.tx_vectors, self.rx_vectors):
             queues.clear()
         self.tx_enabled = self.rx_enabled = 0
         self.others.clear()
         self.vlans.clear()
         self.filters_vlans = False
-        self.promiscuous = Promiscuous(0)
-        self.offloads = Offloads()
         self.rss = default_rss(self.pairs)
         self.path.reset()
         self.apply()
 
+    def begin(self) -> None:
+        """Another driver begins: as it was made."""
+        self.mac = self.policy.mac
+        self.promiscuous = Promiscuous(0)
+        self._said_strip = False
+        self.offloads = Offloads()
+        self.reset()
+
     def negotiated(self, capabilities: Capability) -> None:
         """The driver filters VLANs, or it gets all."""
         self.filters_vlans = bool(capabilities & (Capability.VLAN | Capability.VLAN_V2))
-        self.offloads = replace(self.offloads, strip=bool(capabilities & Capability.VLAN))
+        if not self._said_strip:
+            self.offloads = replace(self.offloads, strip=Capability.VLAN in capabilities)
         self.apply()
 
     def apply(self) -> None:
@@ -110,6 +121,7 @@ class Vsi:
         """What the host allows from now on; what it no longer does, ends."""
         self.policy = policy
         if not policy.trust:
+            self.mac = policy.mac
             self.others = {address for address in self.others if is_multicast(address)}
             self.promiscuous = Promiscuous(0)
         self._apply_filters()
@@ -117,8 +129,8 @@ class Vsi:
     @property
     def filters(self) -> Filters:
         return Filters(
-            mac=self.policy.mac,
-            addresses=frozenset({self.policy.mac, *self.others}),
+            mac=self.mac,
+            addresses=frozenset({self.mac, *self.others}),
             vlans=frozenset(self.vlans) if self.filters_vlans else None,
             all_unicast=Promiscuous.UNICAST in self.promiscuous,
             all_multicast=Promiscuous.MULTICAST in self.promiscuous,
@@ -226,30 +238,32 @@ class Vsi:
 
     # Filters: all of a message, or nothing.
 
-    def add_addresses(self, addresses: Iterable[bytes]) -> None:
+    def add_addresses(self, addresses: Iterable[bytes], primary: Iterable[bytes] = ()) -> None:
+        """``primary``: those of them that the driver calls its own; the last one counts."""
         new = set(addresses)
         for address in new:
             if not any(address) or address == BROADCAST:
                 raise Refused(Status.PARAMETER, f"address {text(address)} cannot be had")
-            if is_multicast(address) or address == self.policy.mac:
+            if is_multicast(address) or address in (self.mac, self.policy.mac):
                 continue
             if not self.policy.trust:
                 raise Refused(
                     Status.PARAMETER,
                     f"address {text(address)} is not its own: set trust, if it may have others",
                 )
-            if self._addresses.is_taken(address, self):
+            if self._addresses.is_taken(address):
                 raise Refused(Status.PARAMETER, f"address {text(address)} is another VDEV's")
-        new = self.others | new - {self.policy.mac}
+        own = next((mac for mac in reversed(list(primary)) if not is_multicast(mac)), self.mac)
+        new = (self.others | new | {self.mac}) - {own}  # the driver removes the one before
         if len(new) >= MOST_ADDRESSES:
             raise Refused(Status.NO_MEMORY, f"more than {MOST_ADDRESSES} addresses")
-        self.others = new
+        self.mac, self.others = own, new
         self._apply_filters()
 
     def remove_addresses(self, addresses: Iterable[bytes]) -> None:
         """Its own stays: Linux's driver removes and adds it."""
         gone = set(addresses)
-        unknown = gone - self.others - {self.policy.mac, BROADCAST}
+        unknown = gone - self.others - {self.mac, self.policy.mac, BROADCAST}
         if unknown:
             raise Refused(Status.PARAMETER, f"address {text(min(unknown))} has not been added")
         self.others -= gone
@@ -285,6 +299,7 @@ class Vsi:
     # Offloads.
 
     def set_strip(self, on: bool) -> None:
+        self._said_strip = True
         self.offloads = replace(self.offloads, strip=on)
         self.path.set_offloads(self.offloads)
 
@@ -317,21 +332,23 @@ class Vsi:
         """JSON-able."""
         return {
             "id": self.id,
-            "mac": text(self.policy.mac),
+            "mac": text(self.mac),
             "queue_pairs": self.pairs,
+            "max_frame": max((queue.max_frame for queue in self.rx.values()), default=0),
             "tx_enabled": _bits(self.tx_enabled),
             "rx_enabled": _bits(self.rx_enabled),
             "addresses": sorted(map(text, self.others)),
             "vlans": sorted(self.vlans) if self.filters_vlans else "all",
             "promiscuous": [flag.name.lower() for flag in self.promiscuous if flag.name],
+            "rss_queues": sorted(set(self.rss.table)),
             "strip_vlan": self.offloads.strip,
             "insert_vlan": self.offloads.insert,
         }
 
 
 def default_rss(pairs: int) -> Rss:
-    """Before the driver says otherwise: nothing is hashed."""
-    return Rss(bytes(HKEY_SIZE), bytes(i % pairs for i in range(HLUT_SIZE)), 0)
+    """Before the driver says otherwise. Linux's never says which types are to be hashed."""
+    return Rss(bytes(HKEY_SIZE), bytes(i % pairs for i in range(HLUT_SIZE)), HASHED)
 
 
 def is_multicast(address: bytes) -> bool:
