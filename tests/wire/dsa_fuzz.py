@@ -139,9 +139,20 @@ class Attacker:
 
     def _registers(self) -> None:
         known = self._known
-        tables = (0x80, 0x88, 0x98, 0xC0, 0x400, 0x600, 0x620, 0x800, 0x4000, 0x5000)
+        tables = (0x80, 0x88, 0x98, 0xC0, 0x400, 0x600, 0x620, 0x800, 0x1000, 0x4000, 0x5000)
         for _ in range(20):
             self._access(Region.BAR0, known.choice(tables) + known.randrange(256))
+
+    def _counters(self) -> None:
+        """Event counters that are about to overflow, and what else can be written of them."""
+        known = self._known
+        for counter in range(8):
+            self.dsa.write(0x1100 + 8 * counter, 0, 8)
+            self.dsa.write(0x1200 + 8 * counter, (1 << 48) - known.randrange(1, 9), 8)
+            config = known.getrandbits(28) << 32 | known.randrange(6) << 8 | known.randrange(8) | 1
+            self.dsa.write(0x1100 + 8 * counter, config, 8)
+        for _ in range(8):
+            self._access(Region.BAR0, 0x1000 + known.randrange(0x400))
 
     def _access(self, region: int, at: int) -> None:
         known, client = self._known, self.dsa.client
@@ -230,6 +241,7 @@ _STEPS = {
     "remap": 8,
     "scribble": 6,
     "registers": 6,
+    "counters": 6,
     "mailbox": 5,
     "config": 4,
     "cut": 3,
