@@ -89,6 +89,25 @@ def test_two_submission_queues_share_a_completion_queue() -> None:
     m.close()
 
 
+def test_a_queue_that_waits_for_a_place_sees_one_that_another_has_seen() -> None:
+    m = Machine(entries=16, cq_entries=4)
+    m.map(A, PAGE)
+    m.map(0x110000, PAGE, pasid=SECONDARY)
+    other = lib.nvme_sq_new(m.controller, 2, 0x110000, 8, m.cq)
+    m.submit(*[fill(0, 0)] * 4)
+    m.step()
+    assert len(m.completions()) == 3 and m.pending
+    m.write_memory(0x110000, fill(2, 0), SECONDARY)
+    struct.pack_into("<I", m.page, 4 * 4, 1)
+    m.of(lib.nvme_fastpath(), other)
+    m.step()  # posts, so it has looked at the head
+    m.of(lib.nvme_fastpath(), m.sq)
+    m.step()
+    assert sorted(c.sqid for c in m.completions()) == [1, 2]
+    lib.nvme_sq_free(other)
+    m.close()
+
+
 # ---- doorbells -----------------------------------------------------------------------------------
 
 

@@ -127,8 +127,9 @@ static int load(void *argument)
 {
     struct job *job = argument;
 
-    /* Pairs with the guest's barrier before it stores the word: what it wrote before is seen. */
-    *(uint32_t *)job->to = __atomic_load_n((const uint32_t *)job->from, __ATOMIC_ACQUIRE);
+    /* Pairs with the guest's barrier before it stores the word: what it wrote before is seen. And
+     * sequentially consistent, as the store below is: sq.c, rest(). */
+    *(uint32_t *)job->to = atomic_load((const _Atomic uint32_t *)job->from);
     return 0;
 }
 
@@ -148,7 +149,7 @@ static int store(void *argument)
 {
     const struct job *job = argument;
 
-    __atomic_store_n((uint32_t *)job->to, *(const uint32_t *)job->from, __ATOMIC_RELEASE);
+    atomic_store((_Atomic uint32_t *)job->to, *(const uint32_t *)job->from);
     return 0;
 }
 

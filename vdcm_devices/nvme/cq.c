@@ -56,7 +56,8 @@ static uint32_t distance(uint32_t from, uint32_t to, uint32_t entries)
     return to >= from ? to - from : to + entries - from;
 }
 
-bool nvme_cq_refresh(nvme_sq *q)
+/* Looks where the head is now: true if it has moved. */
+static bool refresh(nvme_sq *q)
 {
     nvme_cq *cq = q->cq;
     uint32_t doorbell = 2 * cq->id + 1;
@@ -81,6 +82,18 @@ bool nvme_cq_refresh(nvme_sq *q)
     return true;
 }
 
+static uint32_t places_in(const nvme_cq *cq)
+{
+    return cq->entries - 1 - distance(cq->head, cq->tail, cq->entries);
+}
+
+/* Not whether the head has moved now: another queue of this CQ may have seen that. */
+bool nvme_cq_room(nvme_sq *q)
+{
+    (void)refresh(q);
+    return !q->controller->fatal && places_in(q->cq) != 0;
+}
+
 /*
  * While the queues are looked at, the guest need not tell us of the head: the event index is kept half
  * a lap before it.
@@ -93,7 +106,7 @@ static void keep_event_away(nvme_sq *q)
         distance(cq->head, cq->tail, cq->entries)) {
         uint32_t away = (cq->tail + cq->entries / 2) % cq->entries;
 
-        (void)nvme_cq_refresh(q);
+        (void)refresh(q);
         if (!q->controller->fatal && nvme_publish(q, 2 * cq->id + 1, away) == 0) {
             cq->eventidx = away;
         }
@@ -213,15 +226,15 @@ void nvme_post(nvme_sq *q)
     uint32_t posted = 0;
 
     while (posted < q->n_done) {
-        uint32_t places = cq->entries - 1 - distance(cq->head, cq->tail, cq->entries);
+        uint32_t places = places_in(cq);
         uint32_t count = q->n_done - posted;
 
         /* Never more than the guest has room for: else it would take an old one for a new one. */
-        if (places < count && !nvme_cq_refresh(q) && places == 0) {
+        if (places < count && !refresh(q) && places == 0) {
             q->full = !q->controller->fatal;
             break;
         }
-        places = cq->entries - 1 - distance(cq->head, cq->tail, cq->entries);
+        places = places_in(cq);
         count = post_run(q, &q->done[posted], count < places ? count : places);
         if (count == 0) {
             return; /* and everything was dropped */

@@ -263,8 +263,8 @@ int nvme_file_step(nvme_sq *q, nvme_task *t, uint64_t *units);
 int nvme_doorbell(nvme_sq *q, uint32_t doorbell, uint32_t *value);
 /* Publishes an event index. */
 int nvme_publish(nvme_sq *q, uint32_t doorbell, uint32_t value);
-/* Looks where the head is now: true if it has moved. */
-bool nvme_cq_refresh(nvme_sq *q);
+/* Looks where the head is now: is there a place? */
+bool nvme_cq_room(nvme_sq *q);
 /* `t` has ended with `status`: its completion is gathered. */
 void nvme_complete(nvme_sq *q, nvme_task *t, int status);
 /* Posts what has been gathered, as far as there are places. */

@@ -261,7 +261,7 @@ static bool take(void *queue, vdcm_worker *worker)
     }
     q->worker = worker;
     any = accept(q);
-    if (q->full && nvme_cq_refresh(q)) {
+    if (q->full && nvme_cq_room(q)) {
         q->full = false;
         any = true;
     }
@@ -349,12 +349,11 @@ static bool rest(void *queue, vdcm_worker *worker)
         }
         q->eventidx = tail;
         cq->eventidx = q->full ? cq->head : cq->eventidx;
-        /* Our stores before our loads; the guest has a full barrier between its store of the shadow
-         * doorbell and its load of the event index (Linux: mb). So one of us sees the other's. */
-        atomic_thread_fence(memory_order_seq_cst);
-        if (accept(q) || (q->full && nvme_cq_refresh(q))) {
-            q->full = false;
-            return false;
+        /* Our stores come before our loads, all being sequentially consistent; the guest has a full
+         * barrier between its store of the shadow doorbell and its load of the event index (Linux:
+         * mb). So one of us sees the other's. */
+        if (accept(q) || (q->full && nvme_cq_room(q))) {
+            return false; /* take() is going to see it, too */
         }
     }
     return cq->gathered == 0; /* an interrupt that is held back has its time */
