@@ -1,5 +1,5 @@
-"""The demo: Linux's own gpio-pci-idio-16 drives a card that vdcm serves, and a user-space driver a
-software DSA. Run by ci/demo.
+"""The demo: Linux's own gpio-pci-idio-16 drives a card that vdcm serves, a user-space driver two
+software DSAs, and Linux's own idxd a third one. Run by ci/demo.
 
 python -m tests.guest.demo [BEGIN]     BEGIN: when the demo began, in seconds since the epoch
 """
@@ -15,15 +15,15 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from tests.guest.demo_dsa import VDEVS as DSAS
-from tests.guest.demo_dsa import show_composition, show_work
-from tests.guest.gpio import TOOLS, Edge, Gpio
+from tests.guest import demo_dsa, demo_idxd, gpio, idxd
+from tests.guest.gpio import Edge, Gpio
 from tests.guest.lab import CARD, MODULES, address_of, driven, interrupts_of
 from tests.guest.machine import GuestError, Machine, vfio_user
 from tests.guest.server import Server, ServerError
 from vdcm.environment import Environment, load_environment
 from vdcm.errors import PrerequisiteError, VdcmError
 
+ATTACHED = ("gpio0", *demo_idxd.VDEVS)
 OUTPUTS = range(16)
 INPUTS = range(16, 32)
 SIDE = {"vdcm": "  vdcm   ", "guest": "  guest  "}
@@ -72,24 +72,29 @@ def demo(environment: Environment, server: Server, machine: Machine) -> None:
     say("guest", f"# modprobe gpio-pci-idio-16; lspci -vvv -s {card}\n{listing.strip()}")
     if "Kernel driver in use: pci-idio-16" not in listing:
         raise DemoError("the driver gpio-pci-idio-16 did not bind")
-    gpio = Gpio(machine, card)
+    lines = Gpio(machine, card)
     say("guest", f"# gpiodetect\n{machine.check('gpiodetect').strip()}")
 
     title("4. the guest drives every output")
-    show_outputs(server, gpio)
+    show_outputs(server, lines)
     title("5. the guest reads every input, which the host side sets")
-    show_inputs(server, gpio)
+    show_inputs(server, lines)
     title("6. an input interrupts the guest")
-    show_interrupt(server, machine, gpio, card)
+    show_interrupt(server, machine, lines, card)
 
     title("7. counted by vdcm")
     counters = server.show("gpio0")["counters"]
     say("vdcm", ", ".join(f"{count} {name}" for name, count in counters.items()))
 
     title("8. a software DSA: VDEVs composed of ADIs")
-    show_composition(server, say)
+    demo_dsa.show_composition(server, say)
     title("9. a user-space driver has it move memory, without a guest")
-    show_work(server, say, expect)
+    demo_dsa.show_work(server, say, expect)
+
+    title("10. the guest's own idxd binds to another; accel-config enables it")
+    demo_idxd.show_driver(server, machine, say, expect)
+    title("11. the guest's kernel copies with it, from many threads")
+    demo_idxd.show_copies(server, machine, say, expect)
 
 
 def show_outputs(server: Server, gpio: Gpio) -> None:
@@ -151,14 +156,18 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vdcm-demo-")))
-        server = Server(folder, {"gpio0": {"type": "pcie-idio-16"}, **DSAS})
+        vdevs = {"gpio0": {"type": "pcie-idio-16"}, **demo_dsa.VDEVS, **demo_idxd.VDEVS}
+        server = Server(folder, vdevs)
         stack.callback(server.kill)  # in case that it does not stop
+        print("demo         building modules for the guest's kernel", flush=True)
         machine = Machine(
             environment,
             log_dir=folder,
-            devices=vfio_user(server.socket("gpio0")),
-            modules=MODULES,
-            tools=TOOLS,
+            devices=[a for name in ATTACHED for a in vfio_user(server.socket(name))],
+            cpus=4,
+            modules=(*MODULES, *idxd.MODULES),
+            tools=(*gpio.TOOLS, *idxd.TOOLS),
+            files=demo_idxd.files(environment, folder),
         )
         stack.callback(machine.stop)
         try:

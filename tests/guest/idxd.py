@@ -41,11 +41,12 @@ def has_movdir64b(machine: Machine) -> bool:
     return machine.run("grep -qw movdir64b /proc/cpuinfo").status == 0
 
 
-def load(machine: Machine) -> None:
-    """Load idxd, and before it what the CPU lacks. The guest's ``files`` have ``movdir64b()``."""
+def load(machine: Machine, parameters: str = "") -> None:
+    """Load idxd with its ``parameters``, and before it what the CPU lacks. The guest's ``files``
+    have ``movdir64b()``."""
     machine.check(
         "grep -qw movdir64b /proc/cpuinfo || [ -e /sys/module/movdir64b ] || "
-        f"insmod /{MOVDIR64B}; modprobe idxd"
+        f"insmod /{MOVDIR64B}; modprobe idxd {parameters}"
     )
 
 
@@ -68,6 +69,10 @@ class IdxdLab:
 
     server: Server
     machine: Machine
+
+    def states(self, name: str) -> list[str]:
+        """Of the work queues of a VDEV, as the server has them."""
+        return [queue["state"] for queue in self.server.show(name)["work_queues"]]
 
 
 class IdxdDevice:

@@ -54,11 +54,12 @@ def bars_of(machine: Machine, address: str) -> dict[int, int]:
 
 
 def interrupts_of(machine: Machine, name: str) -> int:
-    """How often the guest has counted the interrupts whose line names ``name``."""
+    """How often the guest's CPUs have counted the interrupts whose line ends with ``name``."""
     lines = machine.check("cat /proc/interrupts").splitlines()
-    counts = [line.split()[1] for line in lines if re.search(rf"\b{re.escape(name)}$", line)]
-    assert counts, "\n".join(lines)
-    return int(counts[0])
+    named = [line for line in lines if re.search(rf"\b{re.escape(name)}$", line)]
+    assert named, "\n".join(lines)
+    cpus = len(lines[0].split())
+    return sum(int(count) for line in named for count in line.split()[1 : 1 + cpus])
 
 
 def driven(server: Server, since: int, levels: int) -> bool:

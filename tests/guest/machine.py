@@ -75,6 +75,7 @@ class Machine:
     loaded at boot. ``tools`` and ``files``: see ``build_initramfs``. ``log_dir`` gets
     ``console.log`` and ``qemu.log``. ``backend`` is where its RAM comes from, as after QEMU's
     ``memory-backend-``; a vfio-user server can reach what has ``share=on``.
+    ``kernel_arguments`` are added to the usual ones.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Machine:
         tools: Iterable[str] = (),
         files: Mapping[str, bytes | Path] | None = None,
         backend: str = "memfd,share=on",
+        kernel_arguments: str = "",
     ) -> None:
         log_dir.mkdir(parents=True, exist_ok=True)
         self.console_log = log_dir / "console.log"
@@ -98,6 +100,7 @@ class Machine:
         self._arguments = [
             *("-M", "q35,memory-backend=ram,vmport=off", "-m", memory, "-smp", str(cpus)),
             *("-object", f"memory-backend-{backend},id=ram,size={memory}"),
+            *("-append", f"{_KERNEL_ARGUMENTS} {kernel_arguments}"),
             *devices,
         ]  # fmt: skip
         self._initramfs = log_dir / "initramfs.cpio"
@@ -143,7 +146,6 @@ class Machine:
             *("-chardev", f"socket,id=commands,fd={port.fileno()}", "-serial", "chardev:commands"),
             *("-chardev", f"socket,id=qmp,fd={qmp.fileno()}", "-qmp", "chardev:qmp"),
             *("-kernel", str(self._environment.kernel), "-initrd", str(self._initramfs)),
-            *("-append", _KERNEL_ARGUMENTS),
             *self._arguments,
         ]
         begin = time.monotonic()

@@ -51,7 +51,7 @@ class Bus:
     """What the guest's files say of its DSAs; the driver is loaded."""
 
     def __init__(self, lab: idxd.IdxdLab) -> None:
-        self.machine, self.server = lab.machine, lab.server
+        self.machine, self.server, self.states = lab.machine, lab.server, lab.states
         self.first, self.second = idxd.IdxdDevice(lab.machine, 0), idxd.IdxdDevice(lab.machine, 1)
 
     def devices(self) -> set[str]:
@@ -61,10 +61,6 @@ class Bus:
         """The PCI devices that have channels of the kernel's dmaengine."""
         links = self.machine.check("cd /sys/class/dma; ls | xargs -r -n 1 readlink").split()
         return {link.split("/")[-3] for link in links}
-
-    def states(self, name: str) -> list[str]:
-        """Of the device's work queues, as the server has them."""
-        return [queue["state"] for queue in self.server.show(name)["work_queues"]]
 
 
 @pytest.fixture

@@ -109,6 +109,27 @@ def test_guests_of_one_parent(
     server.wait_for("the VDEV is free", lambda: server.show("spare0")["state"] == "ready")
 
 
+def test_a_guest_with_an_iommu(
+    idxd_lab: idxd.IdxdLab, boot: Boot, idxd_options: dict[str, Any]
+) -> None:
+    """Each buffer is mapped for one copy. SVA needs more than that: ATS and page requests."""
+    iommu = ["-device", "intel-iommu,scalable-mode=on,caching-mode=on"]
+    socket = idxd_lab.server.socket("spare0")
+    guest = boot(
+        [*iommu, *vfio_user(socket)],
+        cpus=2,
+        kernel_arguments="intel_iommu=on,sm_on",
+        **idxd_options,
+    )
+    idxd.load(guest)
+    assert "Unable to turn on user SVA" in guest.check("dmesg")
+    device = idxd.IdxdDevice(guest)
+    device.configure(size=ENTRIES)
+    device.enable()
+    device.enable_wq()
+    assert copy(guest, threads=THREADS, copies=COPIES // 8, max_size=16384).flawless(COPIES // 8)
+
+
 def test_up_to_the_largest_transfer_and_not_beyond(machine: Machine) -> None:
     largest = int(idxd.read(machine, "dsa0/wq0.0/max_transfer_size"))
     assert largest == 2 << 20
