@@ -412,7 +412,7 @@ def test_a_driver_asks_for_other_queue_pairs(lab: Lab) -> None:
     driver.post(avf.REQUEST_QUEUES, struct.pack("<H", 10))
     assert driver.bus.read(avf.ARQLEN) == 0
     assert driver.start().pairs == 10
-    assert [adi.type.name for adi in vdev_of(driver).adis] == ["vsi-10"]
+    assert [adi.type.name for adi in vdev_of(driver).adis] == ["10-queue-vsi"]
     lab.driver("other", queues=5)
     assert driver.check(avf.REQUEST_QUEUES, struct.pack("<H", 16)) == struct.pack("<H", 11)
     assert driver.check(avf.REQUEST_QUEUES, struct.pack("<H", 17)) == struct.pack("<H", 11)
@@ -640,6 +640,18 @@ def test_addresses_are_free_again_when_their_vdev_is_closed(lab: Lab) -> None:
     vdev = lab.parent.create("avf", "a", {"mac": "02:00:00:00:00:01"})
     vdev.close()
     lab.vdev("b", mac="02:00:00:00:00:01")
+
+
+def test_one_that_comes_from_a_spare_parent_is_known_there(lab: Lab) -> None:
+    spare = build(Avf, "spare", {"queue_pairs": 16})
+    lab.vdev(queues=16)
+    mac = "02:00:00:00:00:01"
+    vdev = lab.parent.create("avf", "b", {"mac": mac}, [spare])
+    with pytest.raises(ResourceError, match="spare: MAC address"):
+        spare.create("avf", "c", {"mac": mac})
+    vdev.close()
+    spare.create("avf", "c", {"mac": mac}).close()
+    spare.close()
 
 
 def test_quality_of_service_is_the_adis(lab: Lab) -> None:

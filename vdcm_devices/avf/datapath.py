@@ -134,10 +134,14 @@ class DataPath(Protocol):
         """Take its settings; it is not enabled."""
 
     def enable(self, tx: int, rx: int) -> None:
-        """Begin with the queues of the bit masks, all of them configured, from their heads 0."""
+        """Begin with the queues of the bit masks, all of them configured, at descriptor 0.
+
+        A receive tail has been stored already; what a transmit tail holds is not there yet: it is
+        of a time before, and made 0.
+        """
 
     def disable(self, tx: int, rx: int) -> None:
-        """End with them: when it returns, nothing of theirs goes on."""
+        """End with them: when it returns, nothing of theirs goes on, and their tails are 0."""
 
     def set_filters(self, filters: Filters) -> None:
         """From now on, in place of those before."""

@@ -17,7 +17,7 @@ VSIS: Final = "vsis"
 
 def vsi_type(pairs: int) -> str:
     """The ADI type of a VSI with ``pairs`` queue pairs (1 to 16)."""
-    return f"vsi-{pairs}"
+    return f"{pairs}-queue-vsi"
 
 
 def _type(pairs: int) -> AdiType:

@@ -77,7 +77,6 @@ class AvfVdev(Vdev):
     rate = Property(0, maximum=(1 << 50) - 1, doc="Bytes a second; 0: no limit.")
 
     def __init__(self, name: str, drivers: Sequence[HostDriver]) -> None:
-        self._driver: Final = drivers[0]
         self._address = mac_of(name, self.mac)
         self.registers: Final = AvfRegisters(self)
         self.channel: Final = Channel(self)
@@ -90,7 +89,9 @@ class AvfVdev(Vdev):
         self._vsi: Vsi | None = None
         self.complaints = 0
         self.last_complaint = ""
-        driver = self._avf
+        self._home: AvfDriver | None = None  # whose ADI it has, and which knows its address
+        driver = drivers[0]
+        assert isinstance(driver, AvfDriver)
         pages = [Pages(at, PAGE, PagePolicy.DIRECT) for at in DIRECT_PAGES]
         bar = Bar(0, BAR0_SIZE, BarKind.MEMORY64_PREFETCHABLE, pages if driver.direct else ())
         self._pages: QueuePages | None = None
@@ -112,7 +113,6 @@ class AvfVdev(Vdev):
             drivers=drivers,
         )
         try:
-            driver.take_mac(self._address, self)
             self._compose(self.queues)
         except BaseException:
             self.close()
@@ -123,9 +123,8 @@ class AvfVdev(Vdev):
 
     @property
     def _avf(self) -> AvfDriver:
-        driver = self._adi.driver if self._adi is not None else self._driver
-        assert isinstance(driver, AvfDriver)
-        return driver
+        assert self._home is not None
+        return self._home
 
     @property
     def vsi(self) -> Vsi:
@@ -134,13 +133,29 @@ class AvfVdev(Vdev):
 
     def _compose(self, pairs: int) -> None:
         """Have a VSI of so many queue pairs; ResourceError if there is none left."""
-        self._adi = adi = self.add_adi(vsi_type(pairs), range(1, pairs + 1))
+        adi = self.add_adi(vsi_type(pairs), range(1, pairs + 1))
+        try:
+            self._move_to(adi.driver)
+        except BaseException:
+            self.remove_adi(adi)
+            raise
+        self._adi = adi
         path = self._avf.path(adi)
         path.attach(self, None if self._pages is not None else self.bars[0].view(0, 0x4000))
         path.set_link(self.link)
         self._vsi = Vsi(adi.index % 0xFFFF + 1, pairs, self._policy, self)
         self._vsi.attach(path)
         adi.driver.set_qos(adi, weight=self.weight, rate=self.rate)
+
+    def _move_to(self, home: HostDriver | None) -> None:
+        """Another parent knows its address from now on, or none does."""
+        if home is self._home:
+            return
+        if isinstance(home, AvfDriver):
+            home.take_mac(self._address, self)
+        if self._home is not None:
+            self._home.give_mac(self._address, self)
+        self._home = home if isinstance(home, AvfDriver) else None
 
     def grantable_pairs(self, wanted: int) -> int:
         driver = self._avf
@@ -375,8 +390,7 @@ class AvfVdev(Vdev):
         super().close()
         if self.session is None:
             self._vsi = self._adi = None
-            if isinstance(self._driver, AvfDriver):
-                self._driver.give_mac(self._address, self)
+            self._move_to(None)
 
 
 def mac_of(name: str, given: str) -> bytes:
