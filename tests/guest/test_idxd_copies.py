@@ -139,6 +139,19 @@ def test_up_to_the_largest_transfer_and_not_beyond(machine: Machine) -> None:
     assert (beyond.done, beyond.failed) == (8, 8)
 
 
+@pytest.mark.parametrize("method", [1, 2])
+def test_copies_of_the_guests_own_cpus(machine: Machine, method: int) -> None:
+    """What the benchmark compares with does what the device does."""
+    assert copy(machine, method=method, copies=400, threads=4, depth=2).flawless(400)
+    assert copy(machine, method=method, copies=400, threads=4, every=16).flawless(400)
+    assert copy(machine, method=method, copies=4, fault=1).wrong == 1
+
+
+def test_copies_of_which_a_few_are_compared(machine: Machine) -> None:
+    assert copy(machine, copies=400, threads=4, every=16).flawless(400)
+    assert copy(machine, copies=4, every=4, fault=1).wrong == 1
+
+
 @pytest.mark.parametrize(
     ("fault", "found"),
     [(1, "wrong"), (2, "wrong"), (3, "wrong"), (4, "stray"), (5, "stray"), (6, "lost")],

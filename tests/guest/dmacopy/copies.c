@@ -18,12 +18,14 @@
 int take(struct buffer *buffer, struct worker *worker, size_t size,
          enum dma_data_direction direction)
 {
-    buffer->device = worker->channel->device->dev;
+    buffer->device = worker->channel ? worker->channel->device->dev : NULL;
     buffer->memory = alloc_pages_exact(size, GFP_KERNEL | __GFP_RETRY_MAYFAIL | __GFP_NOWARN);
     if (!buffer->memory)
         return -ENOMEM;
     buffer->size = size;
     buffer->direction = direction;
+    if (!buffer->device)
+        return 0;
     buffer->address = dma_map_single(buffer->device, buffer->memory, size, direction);
     if (dma_mapping_error(buffer->device, buffer->address)) {
         free_pages_exact(buffer->memory, size);
@@ -37,18 +39,23 @@ void give_back(struct buffer *buffer)
 {
     if (!buffer->memory)
         return;
-    dma_unmap_single(buffer->device, buffer->address, buffer->size, buffer->direction);
+    if (buffer->device)
+        dma_unmap_single(buffer->device, buffer->address, buffer->size, buffer->direction);
     free_pages_exact(buffer->memory, buffer->size);
 }
 
 static void for_device(struct buffer *buffer)
 {
-    dma_sync_single_for_device(buffer->device, buffer->address, buffer->size, buffer->direction);
+    if (buffer->device)
+        dma_sync_single_for_device(buffer->device, buffer->address, buffer->size,
+                                   buffer->direction);
 }
 
 static void for_cpu(struct buffer *buffer)
 {
-    dma_sync_single_for_cpu(buffer->device, buffer->address, buffer->size, buffer->direction);
+    if (buffer->device)
+        dma_sync_single_for_cpu(buffer->device, buffer->address, buffer->size,
+                                buffer->direction);
 }
 
 /* Always the same for a seed: what a source should hold can be made again. */
@@ -134,9 +141,54 @@ static void invert(u8 *target, const u8 *source, size_t size)
         target[at] = ~source[at];
 }
 
-static void submit(struct worker *worker, struct slot *slot, unsigned int number)
+static bool to_channel(struct worker *worker, struct slot *slot)
 {
     struct dma_async_tx_descriptor *copy;
+
+    copy = dmaengine_prep_dma_memcpy(worker->channel, slot->target.address + slot->to,
+                                     worker->source.address + slot->from, slot->size,
+                                     DMA_PREP_INTERRUPT);
+    if (!copy)
+        return false;
+    copy->callback_result = arrived;
+    copy->callback_param = slot;
+    if (dma_submit_error(dmaengine_submit(copy)))
+        return false;
+    dma_async_issue_pending(worker->channel);
+    return true;
+}
+
+static void by_cpu(struct slot *slot)
+{
+    memcpy(slot->target.memory + slot->to, slot->worker->source.memory + slot->from, slot->size);
+}
+
+static void by_workqueue(struct work_struct *work)
+{
+    struct slot *slot = container_of(work, struct slot, work);
+
+    by_cpu(slot);
+    arrived(slot, NULL);
+}
+
+static bool start(struct worker *worker, struct slot *slot)
+{
+    switch (method) {
+    case THREAD:
+        by_cpu(slot);
+        slot->result = DMA_TRANS_NOERROR;
+        slot->done = 1;
+        return true;
+    case WORKQUEUE:
+        INIT_WORK(&slot->work, by_workqueue);
+        return queue_work(copiers, &slot->work);
+    default:
+        return to_channel(worker, slot);
+    }
+}
+
+static void submit(struct worker *worker, struct slot *slot, unsigned int number)
+{
     u8 *target;
 
     slot->number = number;
@@ -144,22 +196,15 @@ static void submit(struct worker *worker, struct slot *slot, unsigned int number
     slot->from = some_offset(worker, slot->size);
     slot->to = PAGE_SIZE + some_offset(worker, slot->size);
     target = slot->target.memory + slot->to;
-    invert(target, worker->source.memory + slot->from, slot->size);
+    if (number % every == 0)
+        invert(target, worker->source.memory + slot->from, slot->size);
     for_device(&slot->target);
     slot->done = 0;
     slot->deadline = jiffies + timeout * HZ;
-    copy = dmaengine_prep_dma_memcpy(worker->channel, slot->target.address + slot->to,
-                                     worker->source.address + slot->from, slot->size,
-                                     DMA_PREP_INTERRUPT);
-    if (copy) {
-        copy->callback_result = arrived;
-        copy->callback_param = slot;
-        if (!dma_submit_error(dmaengine_submit(copy))) {
-            atomic_inc(&counts.submitted);
-            slot->busy = true;
-            dma_async_issue_pending(worker->channel);
-            return;
-        }
+    slot->busy = start(worker, slot);
+    if (slot->busy) {
+        atomic_inc(&counts.submitted);
+        return;
     }
     atomic_inc(&counts.refused);
     memset(target, FILL, slot->size);
@@ -209,13 +254,15 @@ static void check(struct worker *worker, struct slot *slot)
         if (atomic_inc_return(&counts.failed) <= SHOWN)
             pr_err("thread %u, copy %u of %zu bytes: the device reports error %d\n",
                    worker->index, slot->number, slot->size, slot->result);
-    } else if (memcmp(target, worker->source.memory + slot->from, slot->size) ||
-               memchr_inv(target - NEAR, FILL, NEAR) ||
-               memchr_inv(target + slot->size, FILL, NEAR)) {
+    } else if (slot->number % every == 0 &&
+               (memcmp(target, worker->source.memory + slot->from, slot->size) ||
+                (every == 1 && (memchr_inv(target - NEAR, FILL, NEAR) ||
+                                memchr_inv(target + slot->size, FILL, NEAR))))) {
         if (atomic_inc_return(&counts.wrong) <= SHOWN)
             describe(worker, slot);
     }
-    memset(target - NEAR, FILL, slot->size + 2 * NEAR);
+    if (every == 1)
+        memset(target - NEAR, FILL, slot->size + 2 * NEAR);
 }
 
 static bool any_done(struct worker *worker)

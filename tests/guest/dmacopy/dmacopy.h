@@ -8,19 +8,25 @@
 #include <linux/mm.h>
 #include <linux/prandom.h>
 #include <linux/wait.h>
+#include <linux/workqueue.h>
 
 #define FILL 0xa5       /* what is in a target where nothing is being copied */
 #define CHUNK PAGE_SIZE /* contents are made in such pieces */
 
 /* Parameters of the module. */
-extern unsigned int depth, min_size, max_size, timeout, fault;
+extern unsigned int depth, min_size, max_size, timeout, fault, method, every;
 extern bool polled, leave;
 
 /* What `fault` may be: how each thread's first copy is spoiled. */
 enum { NOTHING, TARGET, BEFORE, BEHIND, ELSEWHERE, SOURCE, COMPLETION, FAULTS };
 
+/* What `method` may be: who copies. */
+enum { CHANNEL, THREAD, WORKQUEUE, METHODS };
+
+extern struct workqueue_struct *copiers; /* for WORKQUEUE */
+
 struct buffer {
-    struct device *device;
+    struct device *device; /* NULL: no device copies */
     u8 *memory;
     size_t size;
     dma_addr_t address;
@@ -35,6 +41,7 @@ struct slot {
     struct buffer target;
     unsigned int number;
     size_t size, from, to;
+    struct work_struct work;
     unsigned long deadline;
     bool busy;
     bool lost;
@@ -72,7 +79,7 @@ extern struct counts counts;
 /* Set: nothing new is begun. */
 extern bool stop;
 
-/* Allocate and map memory for the device of the worker's channel; 0 or -ENOMEM. */
+/* Allocate memory and map it for the device of the worker's channel, if it has one; 0 or -ENOMEM. */
 int take(struct buffer *buffer, struct worker *worker, size_t size,
          enum dma_data_direction direction);
 void give_back(struct buffer *buffer);

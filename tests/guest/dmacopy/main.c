@@ -70,6 +70,15 @@ static char *device = "";
 module_param(device, charp, 0444);
 MODULE_PARM_DESC(device, "whose channels to take, as the bus names it; empty: any");
 
+unsigned int method;
+module_param(method, uint, 0444);
+MODULE_PARM_DESC(method, "who copies: 0 the channel, 1 the thread itself, 2 a kernel workqueue; "
+                         "without a channel it is to compare rates with");
+
+unsigned int every = 1;
+module_param(every, uint, 0444);
+MODULE_PARM_DESC(every, "compare every n-th copy of a thread; with more than 1 nothing around it");
+
 unsigned int fault;
 module_param(fault, uint, 0444);
 MODULE_PARM_DESC(fault, "spoil each thread's first copy, to see that it is found: 1 a byte of the "
@@ -104,6 +113,7 @@ bool stop;
 
 static struct dma_chan *taken[MOST];
 static struct worker *workers;
+struct workqueue_struct *copiers;
 static struct dentry *folder;
 static atomic_t running;
 static atomic_t starting;
@@ -178,7 +188,8 @@ static void check_rest(u8 *piece)
         if (!contents(worker, true, piece))
             atomic_inc(&counts.stray);
         for (unsigned int k = 0; k < depth; k++)
-            if (memchr_inv(worker->slots[k].target.memory, FILL, worker->slots[k].target.size))
+            if (every == 1 &&
+                memchr_inv(worker->slots[k].target.memory, FILL, worker->slots[k].target.size))
                 atomic_inc(&counts.stray);
         cond_resched();
     }
@@ -187,6 +198,8 @@ static void check_rest(u8 *piece)
 static void release(void)
 {
     /* Callbacks may be on their last instructions. */
+    if (copiers)
+        destroy_workqueue(copiers);
     synchronize_rcu();
     for (unsigned int i = 0; workers && i < threads; i++) {
         struct worker *worker = &workers[i];
@@ -255,13 +268,20 @@ static bool valid(void)
 {
     return threads && threads <= MOST && depth && depth <= MOST && channels &&
            channels <= threads && min_size && min_size <= max_size && max_size <= LARGEST &&
-           timeout && timeout <= 3600 && fault < FAULTS && !(leave && copies > threads * depth);
+           timeout && timeout <= 3600 && fault < FAULTS && method < METHODS &&
+           every && !(leave && copies > threads * depth);
 }
 
 static int request(void)
 {
     dma_cap_mask_t mask;
 
+    if (method == WORKQUEUE) {
+        copiers = alloc_workqueue(KBUILD_MODNAME, WQ_UNBOUND, 0);
+        return copiers ? 0 : -ENOMEM;
+    }
+    if (method == THREAD)
+        return 0;
     dma_cap_zero(mask);
     dma_cap_set(DMA_MEMCPY, mask);
     for (unsigned int i = 0; i < channels; i++) {
