@@ -30,6 +30,18 @@ static int outside(vdcm_session *s, const struct vdcm_message *message)
     return vdcm_refuse(s, message, EINVAL, "an access leaves its region");
 }
 
+/* A store to the device's C, if that takes those of this place. */
+static int offer(const vdcm_session *s, const struct vdcm_access *access, uint32_t width,
+                 uint64_t value)
+{
+    const struct region *region = &s->regions[access->region];
+
+    if (access->offset - region->stores.offset >= region->stores.size || s->observed) {
+        return VDCM_STORE_PASS;
+    }
+    return region->store(region->argument, access->offset, width, value);
+}
+
 static int write_region(vdcm_session *s, struct vdcm_access access, const uint8_t *data)
 {
     while (access.count > 0) {
@@ -38,7 +50,10 @@ static int write_region(vdcm_session *s, struct vdcm_access access, const uint8_
         int error;
 
         memcpy(&value, data, width);
-        error = vdcm_on_write(s->owner, (int)access.region, access.offset, (int)width, value);
+        error = offer(s, &access, width, value);
+        if (error == VDCM_STORE_PASS) {
+            error = vdcm_on_write(s->owner, (int)access.region, access.offset, (int)width, value);
+        }
         if (error != 0) {
             return error;
         }

@@ -23,6 +23,16 @@ enum {
 
 #define VDCM_NO_PASID UINT32_MAX
 
+/*
+ * A device's C may take the guest's stores to intercepted pages, ahead of its Python: `width` is 1,
+ * 2, 4 or 8, `offset` that in the BAR. It is called on the thread of the event loop, and must not wait.
+ * 0: done; an errno: what the client is answered, EAGAIN for a deferred write; VDCM_STORE_PASS:
+ * Python is given the same store.
+ */
+typedef int vdcm_store(void *argument, uint64_t offset, uint32_t width, uint64_t value);
+
+enum { VDCM_STORE_PASS = -1 };
+
 /* The thread that runs a queue, and the ADI on whose behalf it does so now. */
 typedef struct vdcm_worker vdcm_worker;
 /* The engine's side of a queue. */

@@ -49,6 +49,14 @@ void vdcm_session_free(vdcm_session *s);
 /* VFIO region index, size in bytes; fd -1 or the memfd behind the mappable areas. Not kept. */
 int vdcm_session_region(vdcm_session *s, int index, uint64_t size, int fd, const vdcm_area *areas,
                         uint32_t n_areas);
+/*
+ * Stores to `where` in a region that there is are given to `store`, a vdcm_store * (fastpath.h), with
+ * `argument`, both of which outlive the session. Once for each region.
+ */
+int vdcm_session_stores(vdcm_session *s, int index, vdcm_area where, uintptr_t store,
+                        uintptr_t argument);
+/* While it is observed, Python is given all stores. */
+void vdcm_session_observe(vdcm_session *s, bool observed);
 /* VFIO interrupt index: 0 INTx, 1 MSI, 2 MSI-X. */
 int vdcm_session_vectors(vdcm_session *s, int index, uint32_t count);
 /*

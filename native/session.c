@@ -164,6 +164,29 @@ int vdcm_session_region(vdcm_session *s, int index, uint64_t size, int fd, const
     return 0;
 }
 
+int vdcm_session_stores(vdcm_session *s, int index, vdcm_area where, uintptr_t store,
+                        uintptr_t argument)
+{
+    struct region *region;
+
+    if (index < 0 || index >= REGIONS || s->regions[index].store != NULL) {
+        return -EINVAL;
+    }
+    region = &s->regions[index];
+    if (where.offset > region->size || where.size > region->size - where.offset) {
+        return -EINVAL;
+    }
+    region->stores = where;
+    region->store = (vdcm_store *)store;
+    region->argument = (void *)argument;
+    return 0;
+}
+
+void vdcm_session_observe(vdcm_session *s, bool observed)
+{
+    s->observed = observed;
+}
+
 int vdcm_session_vectors(vdcm_session *s, int index, uint32_t count)
 {
     struct vectors *kind;

@@ -4,6 +4,7 @@
 
 #include <libvfio-user.h>
 
+#include "fastpath.h"
 #include "guard.h"
 #include "native.h"
 
@@ -14,6 +15,9 @@ struct region {
     int fd;
     vdcm_area areas[VDCM_MAX_AREAS];
     uint32_t n_areas;
+    vdcm_area stores; /* where `store` is asked first; empty: nowhere */
+    vdcm_store *store;
+    void *argument;
 };
 
 struct vectors {
@@ -32,6 +36,7 @@ struct vdcm_session {
     int inner;  /* our end of libvfio-user's own connection */
     bool partial;
     bool stopped;
+    bool observed; /* Python is to see every store */
     uint32_t vain; /* how many chances to spin were let go after the last vain one */
     uint32_t skip; /* how many are still to be let go */
     const char *reason;

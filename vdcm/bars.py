@@ -11,6 +11,8 @@ policy                guest read      guest write         for
 ``WRITE_INTERCEPTED`` shared memory   Python              status that is read often
 ====================  ==============  ==================  ====================================
 
+Of intercepted pages a device's C may have the stores first (``Bar.give_stores``).
+
 Shared memory is a sealed memfd that the client maps. A client that does not map it reaches the same
 bytes by message, so the behaviour is the same, only slower. Stock QEMU maps the pages of a BAR with
 one protection; pages that are only write-intercepted are therefore offered to the native client
@@ -32,7 +34,7 @@ from vdcm.errors import DeclarationError
 from vdcm.pci import BarKind, BarLayout
 from vdcm.protocol import Area
 from vdcm.registers import RegisterMap, RegisterSpace
-from vdcm.transport import MAX_AREAS, RegionDescription
+from vdcm.transport import MAX_AREAS, RegionDescription, Stores
 
 PAGE: Final = os.sysconf("SC_PAGESIZE")
 LARGEST: Final = 1 << 31
@@ -86,6 +88,7 @@ class Bar:
         self.space: Final = RegisterSpace(f"BAR{index}", size)
         self.pages: Final = tuple(sorted(pages, key=lambda part: part.offset))
         self._fd = -1
+        self._stores: Stores | None = None
         self._check_pages()
         if size > LARGEST:
             raise DeclarationError(
@@ -145,6 +148,19 @@ class Bar:
                     )
                 registers.mirror(lambda at, size, value: self._store(offset + at, size, value))
         self.space.place(offset, registers)
+
+    def give_stores(self, offset: int, size: int, function: int, argument: int) -> None:
+        """Let the device's C have guest stores to intercepted pages before Python (fastpath.h,
+        ``vdcm_store``): ``function`` is its address, ``argument`` what it gets, until ``close``.
+        Python gets what it passes on; all of it while the VDEV is observed. One range for a BAR.
+        """
+        if self._stores is not None or not 0 <= offset < offset + size <= self.size:
+            raise DeclarationError(f"BAR{self.index}: stores at {offset:#x}+{size:#x}: one range")
+        if self.policy(offset, size) is not PagePolicy.INTERCEPTED:
+            raise DeclarationError(
+                f"BAR{self.index}: stores at {offset:#x}+{size:#x} are not all intercepted"
+            )
+        self._stores = Stores(offset, size, function, argument)
 
     def view(self, offset: int, size: int) -> memoryview:
         """The shared memory of [offset, offset + size), writable.
@@ -210,6 +226,7 @@ class Bar:
             fd=self._fd,
             areas=self._areas(writable),
             read_only=self._areas(read_only),
+            stores=self._stores,
         )
 
     @staticmethod

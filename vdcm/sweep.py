@@ -257,6 +257,11 @@ class QueuePath:
         self._keep = keep
 
     @property
+    def address(self) -> int:
+        """Its ``vdcm_queue *``, for a device's C to kick (fastpath.h)."""
+        return int(ffi.cast("uintptr_t", self._usable()))
+
+    @property
     def state(self) -> QueueState:
         return QueueState(lib.vdcm_queue_state(self._usable()))
 

@@ -309,11 +309,17 @@ class Vdev(Configurable):
                 observer(str(access))
 
         self._observer = observer
+        if self.session is not None:
+            self.session.observe(self.observed)
         access_observer = record if observer is not None else None
         self.config.space.observer = access_observer
         for bar in self.bars.values():
             bar.space.observer = access_observer
         self.interrupts.observer = observer
+
+    @property
+    def observed(self) -> bool:
+        return self._observer is not None
 
     def _say(self, text: str) -> None:
         if self._observer is not None:

@@ -12,6 +12,7 @@ from vdcm import Access, Bar, BarKind, PagePolicy, Pages, Register, RegisterMap
 from vdcm.bars import PAGE
 from vdcm.errors import DeclarationError
 from vdcm.protocol import Area
+from vdcm.transport import Stores
 
 
 class Block(RegisterMap):
@@ -101,6 +102,19 @@ def test_neighbours_are_offered_as_one_area() -> None:
 def test_pages_that_cannot_be(pages: list[tuple[int, int]], message: str) -> None:
     with pytest.raises(DeclarationError, match=message):
         Bar(0, 16 * PAGE, pages=[Pages(at, size, PagePolicy.DIRECT) for at, size in pages])
+
+
+def test_stores_for_c_are_one_range_of_intercepted_pages() -> None:
+    bar = Bar(0, 4 * PAGE, pages=[Pages(PAGE, PAGE, PagePolicy.WRITE_INTERCEPTED)])
+    for offset, size in ((0, 2 * PAGE), (PAGE, 8), (4 * PAGE, 8), (3 * PAGE, 2 * PAGE), (8, 0)):
+        with pytest.raises(DeclarationError, match="stores at"):
+            bar.give_stores(offset, size, 0x1000, 0)
+    assert bar.region().stores is None
+    bar.give_stores(2 * PAGE + 8, PAGE, 0x1000, 0x2000)
+    assert bar.region().stores == Stores(2 * PAGE + 8, PAGE, 0x1000, 0x2000)
+    with pytest.raises(DeclarationError, match="one range"):
+        bar.give_stores(0, 8, 0x1000, 0)
+    bar.close()
 
 
 def test_other_bars_that_cannot_be() -> None:

@@ -66,10 +66,14 @@ class FakeSession:
         self.memory = GuestMemory()
         self.signals: list[tuple[Irq, int]] = []
         self.messages = 7
+        self.observed = False
         fd = os.memfd_create("guest")
         os.ftruncate(fd, PAGE)
         self.memory.map(RAM, PAGE, fd)
         os.close(fd)
+
+    def observe(self, observed: bool) -> None:
+        self.observed = observed
 
     def trigger(self, kind: Irq, vector: int) -> bool:
         self.signals.append((kind, vector))
@@ -248,7 +252,8 @@ def test_function_level_reset_is_a_reset(card: Card) -> None:
 def test_the_observer_sees_accesses_interrupts_resets_and_maps(card: Card) -> None:
     lines: list[str] = []
     card.observer = lines.append
-    attach(card)
+    session = attach(card)
+    assert card.observed, "a session that begins asks"
     card.read(Region.CONFIG, 0, 2)
     card.write(Region.CONFIG, COMMAND, 2, BUS_MASTER)
     card.dma_changed(RAM, PAGE, mapped=True, shared=False)
@@ -265,7 +270,9 @@ def test_the_observer_sees_accesses_interrupts_resets_and_maps(card: Card) -> No
         "MSIX 1 delivered",
         "reset",
     ]
+    session.observe(True)
     card.observer = None
+    assert not session.observed
     card.read(Region.CONFIG, 0, 2)
     assert len(lines) == 7
 

@@ -38,6 +38,8 @@ class WireDevice:
         os.ftruncate(self._fd, Page.END)
         self._pages = mmap.mmap(self._fd, Page.END)
 
+    observed = False
+
     @property
     def name(self) -> str:
         return self._name

@@ -68,6 +68,62 @@ def test_both_portals_of_a_dedicated_work_queue_take_work(lab: Lab, portals: str
         assert dsa.memory.read(target, 200) == bytes(range(200))
 
 
+def test_intercepted_portals_need_python_only_while_somebody_watches(lab: Lab) -> None:
+    vdev = lab.vdev(portals="intercepted")
+    dsa = lab.client(vdev)
+    dsa.start()
+    lines: list[str] = []
+    for observer in (None, lines.append, None):
+        lab.host.run(setattr, vdev, "observer", observer)
+        assert dsa.run(0, NOOP).status == 1
+        # The halves of one slot, seen and unseen.
+        data, record = dsa.prepare(NOOP)
+        dsa.client.write_bytes(2, 0x1000, data[:32])
+        lab.host.run(setattr, vdev, "observer", lines.append if observer is None else None)
+        dsa.client.write_bytes(2, 0x1020, data[32:])
+        assert dsa.wait(record).status == 1
+    accepted = [line for line in lines if "accepted" in line]
+    assert len(accepted) == 3, "of six"
+    (adi,) = vdev.adis
+    assert lab.run(lambda: adi.driver.counters(adi))["accepted"] == 6
+
+
+def test_half_a_slot_is_forgotten_by_a_reset(lab: Lab) -> None:
+    vdev = lab.vdev(portals="intercepted")
+    dsa = lab.client(vdev)
+    dsa.start()
+    (adi,) = vdev.adis
+    data, _ = dsa.prepare(NOOP)
+
+    def disable() -> None:
+        assert dsa.command(Command.DISABLE_WQ, 1) == 0
+        assert dsa.command(Command.ENABLE_WQ, 0) == 0
+
+    def reset() -> None:
+        dsa.client.reset()
+        dsa.start()
+
+    for slot, undo in ((0x1000, disable), (0x1040, reset)):
+        dsa.client.write_bytes(2, slot, data[:56])
+        undo()
+        dsa.client.write_bytes(2, slot + 56, data[56:])
+        assert dsa.run(0, NOOP, portal=UNLIMITED).status == 1
+    assert lab.run(lambda: adi.driver.counters(adi))["accepted"] == 2
+
+
+def test_what_the_host_has_taken_out_of_use_takes_no_descriptors(lab: Lab) -> None:
+    vdev = lab.vdev(portals="intercepted")
+    dsa = lab.client(vdev)
+    dsa.start()
+    (adi,) = vdev.adis
+    assert dsa.run(0, NOOP).status == 1
+    lab.host.run(adi.driver.disable, adi)
+    assert dsa.submit(0, dsa.prepare(NOOP)[0])
+    assert lab.run(lambda: adi.driver.counters(adi))["accepted"] == 1
+    lab.host.run(adi.driver.enable, adi)
+    assert dsa.run(0, NOOP).status == 1
+
+
 def test_a_direct_ring_goes_round(lab: Lab) -> None:
     dsa = lab.started(portals="direct")
     records = []

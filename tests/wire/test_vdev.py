@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from cffi import FFI
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from vdev_host import (
@@ -710,6 +711,54 @@ def test_closing_gives_back_pasid_and_descriptors(tmp_path: Path) -> None:
 
 def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+
+def test_stores_go_to_c_first_and_to_python_when_it_passes_them_on(host: Host) -> None:
+    """And to Python alone while it is observed. Reads are always Python's."""
+    ffi = FFI()
+    answers = {8: 0, 16: errno.EAGAIN, 24: errno.ENOSPC, 32: -1}  # fastpath.h: VDCM_STORE_PASS
+    offered: list[tuple[int, int, int]] = []
+
+    @ffi.callback("int(void *, uint64_t, uint32_t, uint64_t)")  # type: ignore[untyped-decorator]
+    def store(_argument: object, offset: int, width: int, value: int) -> int:
+        offered.append((offset, width, value))
+        return answers[offset & ~7]
+
+    class Split(Vdev):
+        identity = Identity(vendor=0x1234, device=0x5711, class_code=0)
+
+        def __init__(self) -> None:
+            bar = Bar(0, PAGE)
+            bar.give_stores(8, 32, int(ffi.cast("uintptr_t", store)), 0)
+            super().__init__("split", bars=[bar])
+            self.written: list[tuple[int, int, int]] = []
+            self._writers[0] = lambda *what: self.written.append(what)
+
+    vdev = host.run(Split)
+    host.run(host.transport.serve, vdev, host.path("split"))
+    with Client(host.path("split")) as client:
+        client.write(0, 8, 8, 1)
+        client.write(0, 12, 2, 2)
+        for offset, error in ((16, errno.EAGAIN), (24, errno.ENOSPC)):
+            with pytest.raises(ProtocolError) as caught:
+                client.write(0, offset, 4, 3)
+            assert caught.value.errno == error
+        client.write(0, 32, 4, 4)
+        assert offered == [(8, 8, 1), (12, 2, 2), (16, 4, 3), (24, 4, 3), (32, 4, 4)]
+        for offset in (0, 7, 40, 48):
+            client.write(0, offset, 1, 5)
+        assert vdev.written == [(32, 4, 4), (0, 1, 5), (7, 1, 5), (40, 1, 5), (48, 1, 5)]
+        assert client.read(0, 8, 8) == 0
+        assert client.write_multi([(0, 8, 8, 6), (0, 32, 4, 7), (0, 24, 4, 8), (0, 8, 8, 9)]) == 2
+        assert offered[5:] == [(8, 8, 6), (32, 4, 7), (24, 4, 8)]
+        host.run(setattr, vdev, "observer", lambda _line: None)
+        client.write(0, 24, 4, 10)
+        assert vdev.written[-1] == (24, 4, 10)
+        host.run(setattr, vdev, "observer", None)
+        client.write(0, 8, 4, 11)
+        assert len(offered) == 9
+    host.run(host.transport.withdraw, "split")
+    host.run(vdev.close)
 
 
 def test_a_deferred_write_is_answered_with_retry(

@@ -9,7 +9,7 @@ What keeps one client from costing the others anything:
 
 * a connection that has not finished its version message holds nothing but a descriptor, and is
   closed after ``patience`` seconds; the same holds for a message of which the rest does not come;
-* ``native/guard.c`` looks at every message before libvfio-user reads it;
+* ``native/guard.c`` looks at every message before anybody acts on it;
 * a client that does not read its answers is disconnected, not waited for;
 * no exception crosses into C (``session._failed``), and log lines per client are limited.
 """
@@ -22,6 +22,7 @@ from vdcm.transport.servable import (
     IrqAction,
     RegionDescription,
     Servable,
+    Stores,
 )
 from vdcm.transport.session import Session
 from vdcm.transport.socket_path import claim_socket
@@ -36,6 +37,7 @@ __all__ = [
     "RegionDescription",
     "Servable",
     "Session",
+    "Stores",
     "Transport",
     "claim_socket",
 ]

@@ -29,12 +29,24 @@ class IrqAction(IntEnum):
 
 
 @dataclass(frozen=True)
+class Stores:
+    """Guest stores to [offset, offset + size) of a region that a device's C is given ahead of
+    Python. ``function``: address of a ``vdcm_store`` (fastpath.h); ``argument``: what it gets. Both
+    stay as long as there may be a client."""
+
+    offset: int
+    size: int
+    function: int
+    argument: int
+
+
+@dataclass(frozen=True)
 class RegionDescription:
     """What a client is told of a region.
 
     ``size`` in bytes. ``areas`` are page-aligned parts that may be mapped from ``fd`` (offset in
     the file = offset in the region); ``read_only`` are further ones for a client that promises to
-    map them without write permission.
+    map them without write permission. ``stores``: some go to C first, while nobody observes.
     """
 
     index: int
@@ -42,6 +54,7 @@ class RegionDescription:
     fd: int = -1
     areas: Sequence[Area] = field(default=())
     read_only: Sequence[Area] = field(default=())
+    stores: Stores | None = None
 
 
 class Servable(Protocol):
@@ -53,6 +66,8 @@ class Servable(Protocol):
 
     @property
     def name(self) -> str: ...
+    @property
+    def observed(self) -> bool: ...
     def regions(self) -> Sequence[RegionDescription]: ...
     def vectors(self) -> Mapping[Irq, int]: ...
     def read(self, region: int, offset: int, width: int) -> int: ...

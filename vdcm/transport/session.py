@@ -192,6 +192,16 @@ class Session:
                 ),
                 f"region {region.index}",
             )
+            if region.stores is not None:
+                stores = region.stores
+                where = (stores.offset, stores.size)
+                self._check(
+                    lib.vdcm_session_stores(
+                        self._native, region.index, where, stores.function, stores.argument
+                    ),
+                    f"the stores of region {region.index}",
+                )
+        self.observe(self.device.observed)
         for kind, count in self.device.vectors().items():
             self._check(lib.vdcm_session_vectors(self._native, kind, count), kind.name)
         return read_only
@@ -212,6 +222,11 @@ class Session:
         if self._read_only:
             offered["vdcm"] = protocol.pack_read_only(self._read_only)
         return offered
+
+    def observe(self, observed: bool) -> None:
+        """Observed, the device is given every store, those too that its C would take."""
+        if not self._closed:
+            lib.vdcm_session_observe(self._native, observed)
 
     def trigger(self, kind: Irq, vector: int) -> bool:
         """Signal the eventfd of a vector; False if the client has bound none to it."""

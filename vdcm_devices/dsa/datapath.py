@@ -67,20 +67,20 @@ class Queue:
     def __init__(self, shared: SharedWq | None = None) -> None:
         self.shared: Final = shared
         self._perfmon: Any = None  # C has its address
-        self._native = lib.dsa_queue_new(shared.native if shared else ffi.NULL, services())
-        if self._native == ffi.NULL:
+        self.native = lib.dsa_queue_new(shared.native if shared else ffi.NULL, services())
+        if self.native == ffi.NULL:
             raise VdcmError(f"a DSA queue: {os.strerror(ffi.errno)}")
         if shared is not None:
             shared.shares += 1
 
     @property
     def address(self) -> int:
-        return int(ffi.cast("uintptr_t", self._native))
+        return int(ffi.cast("uintptr_t", self.native))
 
     @property
     def occupancy(self) -> int:
         """Entries in use by this ADI."""
-        return int(lib.dsa_queue_occupancy(self._native))
+        return int(lib.dsa_queue_occupancy(self.native))
 
     def configure(self, settings: Mapping[str, Any]) -> None:
         """Take the fields of ``dsa_settings``; VdcmError if one is out of range or unknown."""
@@ -88,26 +88,30 @@ class Queue:
             native = ffi.new("dsa_settings *", dict(settings))
         except (KeyError, TypeError, OverflowError, IndexError) as error:
             raise VdcmError(f"no settings of a DSA queue: {error}") from error
-        _check(lib.dsa_queue_configure(self._native, native), "its settings")
+        _check(lib.dsa_queue_configure(self.native, native), "its settings")
 
     def handle(self, handle: int, message: int | None, pasid: int = ANY_PASID) -> None:
         """Handle ``handle`` is the ADI's ``message``, or IGNORE; None: it is not valid. Descriptors
         need to have ``pasid`` to use it; ANY_PASID: they need not."""
         number = -1 if message is None else message
-        _check(lib.dsa_queue_handle(self._native, handle, number, pasid), "an interrupt handle")
+        _check(lib.dsa_queue_handle(self.native, handle, number, pasid), "an interrupt handle")
 
     def portal(self, portal: int, page: int) -> None:
         """``page``: address of the portal's shared memory; 0 if there is none."""
-        _check(lib.dsa_queue_portal(self._native, portal, page), "a portal")
+        _check(lib.dsa_queue_portal(self.native, portal, page), "a portal")
+
+    def shut(self) -> None:
+        """No descriptor comes from a portal without Python any more (``PortalBar.open``)."""
+        lib.dsa_queue_shut(self.native)
 
     def set_perfmon(self, perfmon: Any) -> None:
         """``perfmon``: a ``dsa_perfmon *`` that counts what happens here, too."""
         self._perfmon = perfmon
-        lib.dsa_queue_set_perfmon(self._native, perfmon)
+        lib.dsa_queue_set_perfmon(self.native, perfmon)
 
     def submit(self, portal: int, descriptor: bytes) -> Answer:
         """64 bytes for ``portal``; VdcmError if the queue is not configured."""
-        result = lib.dsa_submit(self._native, portal, descriptor)
+        result = lib.dsa_submit(self.native, portal, descriptor)
         if result == -errno.EAGAIN:
             return Answer.FULL
         _check(result, "a descriptor")
@@ -116,7 +120,7 @@ class Queue:
     def counters(self) -> dict[str, int]:
         """What queue.h counts, and ``opN`` for each operation that there was."""
         found = ffi.new("dsa_counters *")
-        lib.dsa_queue_count(self._native, found)
+        lib.dsa_queue_count(self.native, found)
         names = (
             "accepted", "retried", "succeeded", "failed", "aborted", "reported", "interrupts"
         )  # fmt: skip
@@ -130,20 +134,20 @@ class Queue:
 
     def save(self) -> bytes:
         """Accepted and unfinished work, and the portals' places."""
-        length = lib.dsa_queue_save(self._native, ffi.NULL, 0)
+        length = lib.dsa_queue_save(self.native, ffi.NULL, 0)
         buffer = ffi.new("char[]", max(1, length))
-        lib.dsa_queue_save(self._native, buffer, length)
+        lib.dsa_queue_save(self.native, buffer, length)
         return bytes(ffi.buffer(buffer, length))
 
     def restore(self, state: bytes) -> None:
         """Take over what ``save`` gave; VdcmError if it is something else."""
-        _check(lib.dsa_queue_restore(self._native, state, len(state)), "its saved state")
+        _check(lib.dsa_queue_restore(self.native, state, len(state)), "its saved state")
 
     def close(self) -> None:
         """The sweep has let go of it. Twice is harmless."""
-        if self._native is not None:
-            lib.dsa_queue_free(self._native)
-            self._native = None
+        if self.native is not None:
+            lib.dsa_queue_free(self.native)
+            self.native = None
             if self.shared is not None:
                 self.shared.shares -= 1
 

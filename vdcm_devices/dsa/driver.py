@@ -21,6 +21,7 @@ from vdcm_devices.dsa.datapath import (
     Queue,
     SharedWq,
 )
+from vdcm_devices.dsa.portals import PortalBar
 from vdcm_devices.dsa.registers import Capabilities
 
 DWQ: Final = "dwq"
@@ -134,7 +135,11 @@ class DsaDriver(HostDriver):
         if not adi.path.queues:
             adi.path.queue(FASTPATH, _queue(adi).address, doorbells=doorbells)
 
+    def on_disable(self, adi: Adi) -> None:
+        _queue(adi).shut()
+
     def on_reset(self, adi: Adi) -> None:
+        _queue(adi).shut()
         for handle in HANDLES:
             _queue(adi).handle(handle, None)
 
@@ -174,6 +179,11 @@ class DsaDriver(HostDriver):
     def set_portal(self, adi: Adi, portal: int, page: int) -> None:
         """Before the ADI is enabled: the address of a direct portal's page, 0 for none."""
         _queue(adi).portal(portal, page)
+
+    def open_portals(self, adi: Adi, bar: PortalBar, wq: int) -> None:
+        """Let descriptors for ``wq`` of ``bar`` reach it without Python, until it is disabled."""
+        (path,) = adi.path.queues
+        bar.open(wq, _queue(adi), path.address)
 
     def submit(self, adi: Adi, portal: int, descriptor: bytes) -> Answer:
         """A descriptor of 64 bytes that came through an intercepted portal."""

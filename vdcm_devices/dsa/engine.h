@@ -100,6 +100,7 @@ typedef struct {
 struct dsa_queue {
     dsa_wq *wq; /* NULL: dedicated */
     const vdcm_services *services;
+    struct dsa_gate *gate; /* portals.c, on the thread of the event loop */
     dsa_settings settings;
     dsa_perfmon *perfmon; /* NULL: nobody monitors */
     /* What was accepted: one consumer, run(); producers hold `lock`. The numbers run freely. */

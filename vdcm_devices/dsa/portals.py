@@ -2,7 +2,8 @@
 
 A device gets 64 bytes at once. Here they come as stores of up to 8 bytes, of several CPUs in turn,
 and are put together by the 64 bytes that they go to: a slot is submitted when all of its bytes have
-been written. Direct portals are shared memory, which the sweep looks at (queue.h).
+been written. C does that (portals.c); as long as a work queue takes descriptors and nobody watches,
+they go to it without Python. Direct portals are shared memory, which the sweep looks at (queue.h).
 """
 
 from __future__ import annotations
@@ -12,15 +13,14 @@ from enum import IntEnum
 from typing import Final
 
 from vdcm import Bar, BarKind, PagePolicy, Pages
+from vdcm_devices.dsa._fastpath import ffi, lib
+from vdcm_devices.dsa.datapath import Queue
 
 PAGE: Final = 0x1000
 PORTALS: Final = 4
 """Pages of one work queue."""
-SLOT: Final = 64
-"""Bytes of a descriptor."""
-MOST_PARTS: Final = 256
+MOST_PARTS: Final[int] = lib.DSA_MAX_PARTS
 """Slots of one VDEV that may be incomplete at a time; the oldest is given up for another."""
-_COMPLETE: Final = (1 << SLOT) - 1
 
 Submit = Callable[[int, int, bytes], None]
 """Takes work queue, portal and the 64 bytes of a descriptor."""
@@ -56,7 +56,10 @@ class PortalBar(Bar):
         """The last ``memory`` bytes of ``extra`` are memory that the guest maps."""
         self._end: Final = portals_end(wqs)
         self._submit: Final = submit
-        self._parts: dict[int, _Part] = {}
+        self._native = lib.dsa_portals_new(wqs)
+        if self._native == ffi.NULL:
+            raise MemoryError
+        self._descriptor: Final = ffi.new("uint8_t[]", 64)
         end = self._end + extra
         pages = []
         if direct:
@@ -66,6 +69,9 @@ class PortalBar(Bar):
             pages.append(Pages(end - memory, memory, PagePolicy.MEMORY))
         size = 1 << (end - 1).bit_length()
         super().__init__(2, size, BarKind.MEMORY64_PREFETCHABLE, pages)
+        if not direct:
+            portals = int(ffi.cast("uintptr_t", self._native))
+            self.give_stores(0, self._end, lib.dsa_portals_store(), portals)
 
     @property
     def reader(self) -> Callable[[int, int], int]:
@@ -80,42 +86,36 @@ class PortalBar(Bar):
             if offset >= self._end or not offset % width:
                 super().write(offset, width, value)
             return
-        key = offset // SLOT
-        part = self._parts.get(key)
-        if part is None:
-            if len(self._parts) >= MOST_PARTS:
-                del self._parts[next(iter(self._parts))]
-            part = self._parts[key] = _Part()
-        if part.put(offset % SLOT, width, value):
-            del self._parts[key]
+        value &= (1 << 64) - 1
+        if lib.dsa_portals_write(self._native, offset, width, value, self._descriptor):
             page = offset // PAGE
-            self._submit(page // PORTALS, page % PORTALS, bytes(part.data))
+            self._submit(page // PORTALS, page % PORTALS, bytes(self._descriptor))
 
     def _is_shared(self, offset: int) -> bool:
         return bool(self.pages) and self.policy(offset, 1) is not PagePolicy.INTERCEPTED
 
+    @property
+    def incomplete(self) -> int:
+        """Slots of which something is missing."""
+        return int(lib.dsa_portals_incomplete(self._native))
+
+    def open(self, wq: int, queue: Queue | None, kicked: int = 0) -> None:
+        """Descriptors for ``wq`` go to ``queue``, whose engine's side (``QueuePath.address``) is
+        kicked; None: all of them are submitted here."""
+        lib.dsa_portals_open(self._native, wq, queue.native if queue else ffi.NULL, kicked)
+
     def forget(self, wq: int) -> None:
         """Drop what is incomplete in the portals of ``wq``."""
-        slots = range(wq * PORTALS * PAGE // SLOT, (wq + 1) * PORTALS * PAGE // SLOT)
-        for key in [key for key in self._parts if key in slots]:
-            del self._parts[key]
+        lib.dsa_portals_forget(self._native, wq)
 
     def reset(self) -> None:
-        self._parts.clear()
+        for wq in range(self._end // PAGE // PORTALS):
+            self.open(wq, None)
+            self.forget(wq)
         super().reset()
 
-
-class _Part:
-    """A slot that is being written. A byte that is written twice holds what came last."""
-
-    __slots__ = ("_written", "data")
-
-    def __init__(self) -> None:
-        self.data = bytearray(SLOT)
-        self._written = 0
-
-    def put(self, at: int, width: int, value: int) -> bool:
-        """Store ``width`` bytes at ``at``; True if nothing is missing any more."""
-        self.data[at : at + width] = (value & (1 << 8 * width) - 1).to_bytes(width, "little")
-        self._written |= ((1 << width) - 1) << at
-        return self._written == _COMPLETE
+    def close(self) -> None:
+        super().close()
+        if self._native is not None:
+            lib.dsa_portals_free(self._native)
+            self._native = None

@@ -118,6 +118,7 @@ static uint32_t drop(dsa_queue *q)
 void dsa_queue_free(dsa_queue *q)
 {
     if (q != NULL) {
+        dsa_queue_shut(q);
         drop(q);
         if (q->wq != NULL) {
             atomic_fetch_sub_explicit(&q->wq->queues, 1, memory_order_relaxed);

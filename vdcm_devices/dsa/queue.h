@@ -17,12 +17,14 @@
 
 typedef struct dsa_wq dsa_wq;
 typedef struct dsa_queue dsa_queue;
+typedef struct dsa_portals dsa_portals;
 
 enum {
     DSA_MAX_SIZE = 4096, /* entries of a WQ */
     DSA_MAX_TRANSFER_SHIFT = 31,
     DSA_MAX_BATCH_SHIFT = 15,
     DSA_PORTALS = 4,   /* of one WQ: unlimited and limited MSI-X, unlimited and limited IMS */
+    DSA_MAX_PARTS = 256, /* slots of one VDEV that may be incomplete; the oldest gives way */
     DSA_SLOTS = 64,    /* of a direct portal: a ring */
     DSA_HANDLES = 128, /* interrupt handles are below this */
     DSA_IGNORE = 0x7ffffffe, /* message of a handle that is valid and interrupts nobody */
@@ -112,6 +114,30 @@ int dsa_queue_restore(dsa_queue *q, const void *buffer, size_t length);
 
 /* The const vdcm_fastpath * of a dsa_queue. */
 uintptr_t dsa_fastpath(void);
+
+/* ---- portals.c: intercepted portals, on the thread of the event loop ------------------------- */
+
+/* Those of a VDEV with `wqs` work queues; NULL with errno ENOMEM. */
+dsa_portals *dsa_portals_new(uint32_t wqs);
+void dsa_portals_free(dsa_portals *p);
+/*
+ * A store at `offset` of the BAR. True: with it a slot is complete, whose 64 bytes are in
+ * `descriptor`. What is not naturally aligned or not to a portal is ignored.
+ */
+bool dsa_portals_write(dsa_portals *p, uint64_t offset, uint32_t width, uint64_t value,
+                       void *descriptor);
+/* Forget what is incomplete in the portals of `wq`, which there is. */
+void dsa_portals_forget(dsa_portals *p, uint32_t wq);
+uint32_t dsa_portals_incomplete(const dsa_portals *p);
+/*
+ * The const vdcm_store * (fastpath.h), its argument a dsa_portals *: complete slots of `wq` go to
+ * `queue`, which is kicked as `engine`, the engine's side of it. It has to be configured. NULL: they
+ * are Python's, as are those that a full dedicated work queue does not take.
+ */
+uintptr_t dsa_portals_store(void);
+void dsa_portals_open(dsa_portals *p, uint32_t wq, dsa_queue *queue, uintptr_t engine);
+/* Undo dsa_portals_open(), whatever its portals are. */
+void dsa_queue_shut(dsa_queue *q);
 
 /* ---- crc.c: what the tests compare with a reference ------------------------------------------ */
 

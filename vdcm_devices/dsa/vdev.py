@@ -178,6 +178,8 @@ class DsaVdev(Vdev):
     def set_state(self, state: DeviceState) -> None:
         registers = self.registers
         registers.GENSTS.STATE = state
+        for queue in self.work_queues:
+            queue.open_portals(self._portals)
         locked = 0 if state is DeviceState.DISABLED else None
         registers.GENCFG.lock(locked)
         for table in (
@@ -195,6 +197,7 @@ class DsaVdev(Vdev):
         for table in (registers.WQMODE, registers.WQLIMITS, *registers.wq_operations):
             table[wq].lock(locked)
         self._portals.forget(wq)
+        self.work_queues[wq].open_portals(self._portals)
         self._divide()
 
     def clear_configuration(self) -> None:
@@ -209,6 +212,8 @@ class DsaVdev(Vdev):
         registers.reset()
         for register, value in zip(kept, values, strict=True):
             register.value = value
+        for queue in self.work_queues:
+            queue.open_portals(self._portals)
         self.interrupts.clear_pending()
         self.perfmon.reset()
         self._apply_handles()
@@ -322,7 +327,7 @@ class DsaVdev(Vdev):
         queue = self.work_queues[wq]
         answer = None
         # Without IMS there are no IMS portals (3.3).
-        if portal in DIRECT and self.registers.GENSTS.STATE == DeviceState.ENABLED:
+        if portal in DIRECT:
             answer = queue.submit(portal, descriptor)
             self.perfmon.look()
         if self.observer is not None:

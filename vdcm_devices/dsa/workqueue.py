@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vdcm import Adi, AdiState, BoundRegister, DmaError, VdcmError
 from vdcm_devices.dsa.checks import wq_enable_error
-from vdcm_devices.dsa.codes import CommandError, WqMode, WqState
+from vdcm_devices.dsa.codes import CommandError, DeviceState, WqMode, WqState
 from vdcm_devices.dsa.datapath import ANY_PASID, IGNORE, Answer, address_of
 from vdcm_devices.dsa.driver import DWQ, DsaDriver, Flag
-from vdcm_devices.dsa.portals import DIRECT
+from vdcm_devices.dsa.portals import DIRECT, PortalBar
 
 if TYPE_CHECKING:
     from vdcm_devices.dsa.vdev import DsaVdev
@@ -241,10 +241,22 @@ class WorkQueue:
 
     # What the VDEV does with it.
 
+    def open_portals(self, bar: PortalBar) -> None:
+        """Let descriptors come without Python if ``submit`` would take them."""
+        if self._takes and self.adi is not None:
+            self._driver.open_portals(self.adi, bar, self.index)
+        else:
+            bar.open(self.index, None)
+
+    @property
+    def _takes(self) -> bool:
+        """Not if the host has taken the ADI out of use."""
+        enabled = self._vdev.registers.GENSTS.STATE == DeviceState.ENABLED
+        in_use = self.adi is not None and self.adi.state is not AdiState.ALLOCATED
+        return enabled and in_use and self.state is WqState.ENABLED
+
     def submit(self, portal: int, descriptor: bytes) -> Answer | None:
         """A descriptor has come through an intercepted portal; None: it is ignored."""
-        if self.adi is None or self.state is not WqState.ENABLED:
-            return None
-        if self.adi.state is AdiState.ALLOCATED:  # the host has taken it out of use
+        if not self._takes or self.adi is None:
             return None
         return self._driver.submit(self.adi, portal, descriptor)
