@@ -25,18 +25,23 @@ COPIES = 100_000 if SOAK else 8_000
 THREADS = 16
 ENTRIES = 32
 ACCEPTED = re.compile(r"WQ 0 .*: accepted")
+ADVERTISED = 2 << 30  # bytes of the largest transfer that the device says it can do
+IN_ONE_PIECE = (4 << 20) - (16 << 10)  # what an x86 kernel can allocate, with room to look around it
 OCCUPIED = ENTRIES - 1  # a thread that has to wait for idxd's entry 0 takes it and forgets it
 
 
 @pytest.fixture(scope="module")
 def machine(idxd_lab: idxd.IdxdLab) -> Iterator[Machine]:
-    """The shared guest with ``wq0.0``, ``wq0.1`` and ``wq1.0`` enabled for dmaengine."""
+    """The shared guest with ``wq0.0``, ``wq0.1`` and ``wq1.0`` enabled for dmaengine; the last
+    takes transfers of any size that the device does."""
     machine = idxd_lab.machine
     idxd.load(machine)
     devices = [idxd.IdxdDevice(machine, 0), idxd.IdxdDevice(machine, 1)]
     for device, wqs in zip(devices, (2, 1), strict=True):
         for number in range(wqs):
             device.configure(number, engine=number, group_id=number, size=ENTRIES)
+        if device.index:
+            device.set(f"{device.wq(0)}/max_transfer_size", ADVERTISED)
         device.enable()
         for number in range(wqs):
             device.enable_wq(number)
@@ -137,6 +142,14 @@ def test_up_to_the_largest_transfer_and_not_beyond(machine: Machine) -> None:
     assert copy(machine, copies=8, min_size=largest, max_size=largest).flawless(8)
     beyond = copy(machine, copies=8, min_size=largest + 1, max_size=largest + 1)
     assert (beyond.done, beyond.failed) == (8, 8)
+
+
+def test_the_largest_piece_of_memory_that_the_kernel_gives(machine: Machine) -> None:
+    path = machine.check(f"readlink -f {idxd.DEVICES}/dsa1/..").strip()
+    assert int(idxd.read(machine, "dsa1/wq1.0/max_transfer_size")) == ADVERTISED
+    size = IN_ONE_PIECE
+    counts = copy(machine, device=path.split("/")[-1], copies=12, min_size=size, max_size=size)
+    assert counts.flawless(12)
 
 
 @pytest.mark.parametrize("method", [1, 2])
