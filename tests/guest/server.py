@@ -44,8 +44,11 @@ class Server:
         folder: Path,
         vdevs: Mapping[str, Mapping[str, Any]],
         parents: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        trace: bool = True,
     ) -> None:
         self.folder = folder
+        self._trace = ["--trace"] if trace else []
         self.log_file = folder / "server.log"
         self.definition = folder / "vdevs.yaml"
         package = folder / "site" / "vdcm_showcase-1.dist-info"
@@ -100,7 +103,7 @@ class Server:
             "PYTHONPATH": f"{self.folder / 'site'}:{ROOT}",
             "PYTHONUNBUFFERED": "1",
         }
-        serve = self.command("serve", "--trace", "--state", str(self.folder / "state"))
+        serve = self.command("serve", *self._trace, "--state", str(self.folder / "state"))
         with self.log_file.open("a") as log:
             self._process = subprocess.Popen(
                 # A run that is killed must not leave servers behind.
