@@ -146,6 +146,9 @@ static int store(void *portals, uint64_t offset, uint32_t width, uint64_t value)
     if (gate->queue == NULL || portal >= DSA_PORTALS / 2) { /* guests have no IMS (3.3) */
         return VDCM_STORE_PASS;
     }
+    if (dsa_monitored(gate->queue)) {
+        return VDCM_STORE_PASS; /* a counter that overflows has to be told of */
+    }
     if (gate->queue->wq == NULL && dsa_queue_occupancy(gate->queue) >= gate->queue->settings.size) {
         return VDCM_STORE_PASS; /* it has to be told in SWERROR */
     }

@@ -132,7 +132,7 @@ uint32_t dsa_portals_incomplete(const dsa_portals *p);
 /*
  * The const vdcm_store * (fastpath.h), its argument a dsa_portals *: complete slots of `wq` go to
  * `queue`, which is kicked as `engine`, the engine's side of it. It has to be configured. NULL: they
- * are Python's, as are those that a full dedicated work queue does not take.
+ * are Python's, as are those that a full dedicated work queue does not take or that are monitored.
  */
 uintptr_t dsa_portals_store(void);
 void dsa_portals_open(dsa_portals *p, uint32_t wq, dsa_queue *queue, uintptr_t engine);
