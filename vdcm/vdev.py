@@ -59,10 +59,10 @@ class VdevState(Enum):
 class Vdev(Configurable):
     """One virtual device. ``name`` is unique in the process and appears in every message.
 
-    ``bars``: at most six, each index once. ``capabilities``: beyond the PCI Express and power
-    management ones, which every VDEV has. ``drivers``: the host drivers of the parents that its
-    ADIs come from, the first with a free one each time. Raises DeclarationError for what cannot be
-    composed.
+    ``bars``: at most six, each index once. ``capabilities``: those of PCI Express and power
+    management, which every VDEV has, are made unless they are among them. ``drivers``: the
+    host drivers of the parents that its ADIs come from, the first with a free one each time. Raises
+    DeclarationError for what cannot be composed.
 
     A model may define ``on_reset(self)``, called when the function has been reset, and
     ``on_adi_report(self, adi, report)``, called with what an ADI's C has to say.
@@ -94,10 +94,15 @@ class Vdev(Configurable):
         )
         if msix is not None:
             self._place_msix(msix)
+        lacking = [
+            kind()
+            for kind in (PowerManagement, PciExpress)
+            if not any(isinstance(capability, kind) for capability in capabilities)
+        ]
         self.config: Final = ConfigSpace(
             self.identity,
             bars=[bar.layout for bar in bars],
-            capabilities=[PowerManagement(), PciExpress(), *capabilities],
+            capabilities=[*lacking, *capabilities],
             intx=self.intx,
             owner=_Events(self),
         )

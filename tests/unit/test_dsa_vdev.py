@@ -159,7 +159,7 @@ def test_a_reset_of_the_function_is_one_of_each_adi(dsa: Dsa) -> None:
     enable(vdev, {0: 1, 1: 1})
     bar0(vdev).write(0xA0, 4, Command.REQUEST_INTERRUPT_HANDLE << 20 | 2)
     assert dsa.driver.ims.free == dsa.driver.ims.size - 3, "a message of each ADI"
-    vdev.config.space.write(vdev.config.capabilities[1].offset + 8, 2, 0x8000)
+    vdev.config.space.write(0x48, 2, 0x8000)  # Initiate Function Level Reset
     assert [adi.state for adi in vdev.adis] == [AdiState.ALLOCATED] * 3
     assert [adi.resets for adi in vdev.adis] == [1] * 3
     assert dsa.driver.ims.free == dsa.driver.ims.size

@@ -255,6 +255,7 @@ def test_asked_for_places_are_kept_and_the_rest_fills_gaps() -> None:
         (lambda: [MsiX(2049, table_bar=3, pba_bar=3, pba_offset=0)], "1 to 2048"),
         (lambda: [Msi(3)], "not 3"),
         (lambda: [DeviceSerialNumber(1 << 64)], "64 bits"),
+        (lambda: [PciExpress(tag_bits=9)], "not 9"),
     ],
 )
 def test_impossible_capabilities_are_refused(
@@ -383,6 +384,37 @@ def test_integrated_endpoint_has_no_link() -> None:
     config.space.write(0x50, 2, 0xFFFF)
     config.space.write(0x70, 2, 0xFFFF)
     assert [config.space.read(0x40 + at, 4) for at in (0xC, 0x10, 0x2C, 0x30)] == [0] * 4
+
+
+@pytest.mark.parametrize(
+    ("tag_bits", "capability", "control", "capability_2", "control_2"),
+    [(5, 0, 0, 0, 0), (8, 0x20, 0x100, 0, 0), (10, 0x20, 0x100, 3 << 16, 0x1000)],
+)
+def test_tags_as_wide_as_asked_for(
+    tag_bits: int, capability: int, control: int, capability_2: int, control_2: int
+) -> None:
+    config = ConfigSpace(IDENTITY, capabilities=[PciExpress(tag_bits=tag_bits)])
+    assert config.space.read(0x44, 4) & 0x20 == capability
+    assert config.space.read(0x48, 2) == 0x2810 | control
+    assert config.space.read(0x64, 4) & 3 << 16 == capability_2
+    config.space.write(0x48, 2, 0x7FFF)
+    config.space.write(0x68, 2, 0xFFFF)
+    assert config.space.read(0x48, 2) == 0x781F | control
+    assert config.space.read(0x68, 2) == 0x10 | control_2
+
+
+@pytest.mark.parametrize("dmwr", [False, True])
+def test_deferrable_writes_are_announced(dmwr: bool) -> None:
+    config = ConfigSpace(IDENTITY, capabilities=[PciExpress(dmwr=dmwr)])
+    assert config.space.read(0x64, 4) >> 28 == dmwr
+
+
+def test_what_the_function_has_no_use_for_is_hardwired() -> None:
+    """I/O Space Enable without an I/O BAR; Interrupt Disable and Line without an interrupt pin."""
+    config = ConfigSpace(IDENTITY, bars=[BarLayout(0, 0x1000)])
+    config.space.write(0x04, 2, 0xFFFF)
+    config.space.write(0x3C, 1, 0xFF)
+    assert (config.space.read(0x04, 2), config.space.read(0x3C, 2)) == (0x146, 0)
 
 
 def test_owner_may_reset_the_config_space_itself() -> None:

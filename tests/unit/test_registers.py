@@ -417,6 +417,33 @@ def test_command_bits_are_given_once(device: Device, space: RegisterSpace) -> No
     assert commands == [3, 0]
 
 
+def test_a_command_that_is_taken_whole_is_not_torn() -> None:
+    class Commands(RegisterMap):
+        BEFORE = Register(0, 32)
+        COMMAND = Register(4, 32, Access.WO, whole=True)
+        AFTER = Register(8, 32)
+
+    taken: list[int] = []
+
+    class Owner:
+        def on_write_COMMAND(self, value: int) -> None:
+            taken.append(value)
+
+    space = RegisterSpace("BAR0", 0x10)
+    registers = Commands(Owner())
+    space.place(0, registers)
+    traced: list[str] = []
+    space.observer = lambda access: traced.append(str(access))
+    for offset, width in ((4, 1), (7, 1), (4, 2), (6, 2), (2, 4), (6, 4), (7, 8)):
+        space.write(offset, width, 0x1111_1111_1111_1111)
+    assert (taken, registers.COMMAND.value) == ([], 0)
+    assert traced[0] == "write BAR0+0x04 COMMAND (ignored: not the whole register) = 0x11"
+    space.write(4, 4, 5)
+    space.write(0, 8, 7 << 32)
+    space.write(4, 8, 9)
+    assert taken == [5, 7, 9]
+
+
 # Accesses that are not wholly inside, and wrong ones
 
 

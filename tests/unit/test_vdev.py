@@ -20,6 +20,8 @@ from vdcm import (
     MsiX,
     PagePolicy,
     Pages,
+    PciExpress,
+    PowerManagement,
     ScalableIov,
     Vdev,
 )
@@ -55,6 +57,17 @@ class Card(Vdev):
         self.heard.append(f"reset {self.state.value}")
         if self.fails:
             raise RuntimeError("a bug of the device model, as ordered")
+
+
+def test_a_model_may_bring_its_own_pci_express() -> None:
+    class Integrated(Vdev):
+        identity = Card.identity
+
+    own = PciExpress(integrated=True, at=0x80)
+    card = Integrated("v", capabilities=[own])
+    assert [type(c) for c in card.config.capabilities] == [PowerManagement, PciExpress]
+    assert card.config.find(PciExpress) is own
+    card.close()
 
 
 class FakeSession:

@@ -72,7 +72,8 @@ class PciExpress(StandardCapability, size=0x3C):
     """PCI Express, version 2, of an endpoint with one 2.5 GT/s lane (7.5.3).
 
     ``integrated``: a root complex integrated endpoint, which has no link. ``flr``: function-level
-    reset is supported.
+    reset is supported. ``tag_bits``: 5, 8 or 10, of the tags in its requests. ``dmwr``: it takes
+    deferrable memory writes of 64 bytes. Raises DeclarationError for other numbers of tag bits.
     """
 
     capability_id = 0x10
@@ -93,12 +94,13 @@ class PciExpress(StandardCapability, size=0x3C):
         RO,
         fields={
             "MAX_PAYLOAD": Field(0, 3, doc="128 bytes."),
+            "EXTENDED_TAGS": Field(5, doc="Tags have 8 bits."),
             "ROLE_BASED_ERRORS": Field(15, reset=1),
             "FUNCTION_LEVEL_RESET": Field(28),
         },
     )
-    # Fields of what is not supported (payloads above 128 bytes, extended tags, phantom functions,
-    # auxiliary power) are hardwired to 0, which 7.5.3.4 permits.
+    # Fields of what is not supported (payloads above 128 bytes, phantom functions, auxiliary power,
+    # extended tags unless asked for) are hardwired to 0, which 7.5.3.4 permits.
     DEVICE_CONTROL = Register(
         0x08,
         16,
@@ -108,6 +110,7 @@ class PciExpress(StandardCapability, size=0x3C):
             "FATAL_ERRORS": Field(2),
             "UNSUPPORTED_REQUESTS": Field(3),
             "RELAXED_ORDERING": Field(4, reset=1),
+            "EXTENDED_TAGS": Field(8),
             "NO_SNOOP": Field(11, reset=1),
             "MAX_READ_REQUEST": Field(12, 3, reset=2, doc="128 << n bytes."),
             "INITIATE_FLR": Field(15, access=WO),
@@ -165,22 +168,45 @@ class PciExpress(StandardCapability, size=0x3C):
         RO,
         fields={
             "COMPLETION_TIMEOUT_DISABLE": Field(4, reset=1),
+            "TEN_BIT_TAG_COMPLETER": Field(16),
+            "TEN_BIT_TAG_REQUESTER": Field(17),
             "EXTENDED_FMT": Field(20),
             "END_END_PREFIXES": Field(21),
             "MAX_END_END_PREFIXES": Field(22, 2),
+            "DMWR_COMPLETER": Field(28),
+            "DMWR_LENGTHS": Field(29, 2, doc="64 bytes."),
         },
     )
-    DEVICE_CONTROL_2 = Register(0x28, 16, fields={"COMPLETION_TIMEOUT_DISABLE": Field(4)})
+    DEVICE_CONTROL_2 = Register(
+        0x28, 16, fields={"COMPLETION_TIMEOUT_DISABLE": Field(4), "TEN_BIT_TAGS": Field(12)}
+    )
     LINK_CAPABILITIES_2 = Register(0x2C, 32, RO, fields={"SPEEDS": Field(1, 7, reset=1)})
     LINK_CONTROL_2 = Register(0x30, 16, fields={"TARGET_SPEED": Field(0, 4, reset=1, sticky=True)})
     LINK_STATUS_2 = Register(0x32, 16, RO)
 
     def __init__(
-        self, *, integrated: bool = False, flr: bool = True, at: int | None = None
+        self,
+        *,
+        integrated: bool = False,
+        flr: bool = True,
+        tag_bits: int = 5,
+        dmwr: bool = False,
+        at: int | None = None,
     ) -> None:
         super().__init__(at=at)
+        if tag_bits not in (5, 8, 10):
+            raise DeclarationError(f"tags have 5, 8 or 10 bits, not {tag_bits}")
         self.flr: Final = flr
-        self.DEVICE_CAPABILITIES.preset(FUNCTION_LEVEL_RESET=int(flr))
+        extended, ten = int(tag_bits >= 8), int(tag_bits == 10)
+        self.DEVICE_CAPABILITIES.preset(FUNCTION_LEVEL_RESET=int(flr), EXTENDED_TAGS=extended)
+        self.DEVICE_CONTROL.preset(EXTENDED_TAGS=extended)
+        self.DEVICE_CAPABILITIES_2.preset(
+            TEN_BIT_TAG_COMPLETER=ten, TEN_BIT_TAG_REQUESTER=ten, DMWR_COMPLETER=int(dmwr)
+        )
+        if not extended:
+            self.DEVICE_CONTROL.narrow(~0x100)
+        if not ten:
+            self.DEVICE_CONTROL_2.narrow(~0x1000)
         if integrated:
             self.CAPABILITIES.preset(TYPE=9)
             for name in self.registers:

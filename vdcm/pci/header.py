@@ -159,6 +159,15 @@ class Header(ConfigPart, size=0x40):
         self.SUBSYSTEM_VENDOR_ID.preset(identity.subsystem_vendor)
         self.SUBSYSTEM_ID.preset(identity.subsystem)
         self.INTERRUPT_PIN.preset(interrupt_pin)
+        bars = list(bars)
+        # What the function has no use for is hardwired to 0 (7.5.1.1.3, 7.5.1.1.12).
+        command = ~Command(0)
+        if not any(bar.kind is BarKind.IO for bar in bars):
+            command &= ~Command.IO
+        if not interrupt_pin:
+            command &= ~Command.INTX_DISABLE
+            self.INTERRUPT_LINE.narrow(0)
+        self.COMMAND.narrow(command)
         # Sizing (7.5.1.2.1): software writes all ones; bits below the size stay as they are.
         writable = [0] * 6
         for bar in bars:

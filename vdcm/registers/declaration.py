@@ -77,8 +77,9 @@ class Register:
     ``reset`` is the whole value; with fields, give it here or in the fields, not in both. Bits that
     no field covers are reserved: they read 0 and ignore writes, unless ``reserved`` says otherwise.
     With ``count`` (even 1) it is an array: index it, and its handlers take the index first;
-    ``stride`` defaults to the register's size. What cannot be is refused when the map's class is
-    made.
+    ``stride`` defaults to the register's size. ``whole``: a write that does not cover all of it is
+    ignored, as of a command that several accesses would tear. What cannot be is refused when the
+    map's class is made.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Register:
         stride: int | None = None,
         reserved: Access = Access.RO,
         sticky: bool = False,
+        whole: bool = False,
     ) -> None:
         self.name = ""
         self.offset = offset
@@ -104,6 +106,7 @@ class Register:
         self.count = count
         self.reserved = reserved
         self.sticky = sticky
+        self.whole = whole
         self.size = width // 8
         self.full = (1 << max(width, 0)) - 1
         self.stride = self.size if stride is None else stride

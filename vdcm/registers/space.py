@@ -154,9 +154,14 @@ class RegisterSpace:
         ones = self._ones(width)
         value &= ones
         parts: list[tuple[RegisterMap, Element, int, int]] = []
+        torn: list[Touched] = []
         if offset >= 0 and offset + width <= self.size:
             for registers, element, shift in self._split(offset, width):
                 covered = _shifted(ones, -shift) & element.register.full
+                if element.register.whole and covered != element.register.full:
+                    name = element.register.label(element.position)
+                    torn.append(Touched(f"{name} (ignored: not the whole register)", None, 0, 0))
+                    continue
                 parts.append((registers, element, covered, _shifted(value, -shift) & covered))
                 if covered == ones == element.register.full:
                     self._writers[offset, width] = partial(registers._write, element, covered)
@@ -170,7 +175,7 @@ class RegisterSpace:
                 )
                 for registers, element, covered, data in parts
             ]
-            self._report("write", offset, width, value, touched)
+            self._report("write", offset, width, value, touched + torn)
         for registers, element, covered, data in parts:
             registers._write(element, covered, data)
 

@@ -66,14 +66,14 @@ class ChannelPointer(VendorSpecificExtended):
 
     def __init__(self, bar: int, offset: int) -> None:
         data = bar.to_bytes(4, "little") + offset.to_bytes(4, "little")
-        super().__init__(self.ID, data=data)
+        super().__init__(self.ID, data=data, at=0x100)
 
 
 class VdevPasid(Pasid):
     """The VDEV's PASID capability, which tells when the guest changes it."""
 
     def __init__(self, changed: Callable[[], None]) -> None:
-        super().__init__(privileged=True)
+        super().__init__(privileged=True, at=0x230)
         self._changed = changed
 
     def notify(self) -> None:

@@ -209,6 +209,7 @@ class DsaRegisters(RegisterMap):
             "RESERVED": Field(25, 6),
             "INTERRUPT": Field(31),
         },
+        whole=True,  # the code alone lies in two bytes
         doc="Administrative commands (9.2.12).",
     )
     CMDSTATUS = Register(

@@ -13,6 +13,8 @@ from vdcm import (
     HostDriver,
     Identity,
     MsiX,
+    PciExpress,
+    PowerManagement,
     Property,
     Report,
     VdcmError,
@@ -51,7 +53,7 @@ class DsaVdev(Vdev):
     """A virtual DSA with ``dwqs`` dedicated work queues and then ``swqs`` shared ones; or with so
     many ``places`` for work queues, whose ADIs the guest asks for."""
 
-    identity = Identity(vendor=0x8086, device=0x0B25, class_code=0x088000)
+    identity = Identity(vendor=0x8086, device=0x0B25, class_code=0x088000, subsystem_vendor=0x8086)
 
     portals = Property(
         "intercepted",
@@ -105,14 +107,17 @@ class DsaVdev(Vdev):
         super().__init__(
             name,
             bars=[bar, self._portals],
-            capabilities=[
+            capabilities=[  # where appendix C has them
+                PciExpress(integrated=True, tag_bits=10, dmwr=True, at=0x40),
                 MsiX(
                     can.vectors,
                     table_bar=0,
                     table_offset=MSIX_TABLE,
                     pba_bar=0,
                     pba_offset=MSIX_PENDING,
+                    at=0x80,
                 ),
+                PowerManagement(at=0x90),
                 self._pasid,
                 ChannelPointer(2, channel_at),
             ],
