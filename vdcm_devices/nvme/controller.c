@@ -143,6 +143,7 @@ int nvme_doorbells_set(nvme_controller *c, uintptr_t page)
     for (uint32_t i = 0; i < NVME_DOORBELLS; i++) {
         atomic_store_explicit(&c->words[i], 0, memory_order_relaxed);
     }
+    c->fatal = false;
     return 0;
 }
 

@@ -335,6 +335,8 @@ class Controller:
 
     def log_page(self, page: LogPage) -> bytes:
         """All bytes of it."""
+        if page in (LogPage.ERROR, LogPage.HEALTH):
+            self.host.collect_errors()
         if page is LogPage.ERROR:
             return self.errors.page()
         if page is LogPage.HEALTH:

@@ -73,7 +73,8 @@ int nvme_namespace_set(nvme_controller *c, uint32_t nsid, nvme_store *store, uin
  *
  * `page`: memory shared with the guest (which cannot cut it short) that begins with doorbell 0; 8 x
  * (NVME_MAX_QUEUES + 1) bytes of it are used. 0: doorbells come by nvme_doorbell_write(). Still. All
- * words are set to 0 by this, and a queue's words when it is made. -EINVAL: not aligned to 8.
+ * words are set to 0 by this, and a queue's words when it is made; what was fatal is over (CC.EN has
+ * been set again). -EINVAL: not aligned to 8.
  */
 int nvme_doorbells_set(nvme_controller *c, uintptr_t page);
 /*

@@ -198,6 +198,12 @@ class NvmeVdev(Vdev):
             else:
                 self.io_queues.kick(doorbell)
 
+    def collect_errors(self) -> None:
+        """What the queues have reported, now: who has seen a completion finds its error logged."""
+        for queue in list(self.io_queues.submission.values()):
+            for report in queue.adi.path.reports():
+                self.on_adi_report(queue.adi, report)
+
     def on_adi_report(self, adi: Adi, report: Report) -> None:
         controller = self.controller
         if report.code == datapath.REPORT_ADMIN:
