@@ -25,6 +25,12 @@ def enabled(nic: Nic) -> bool:
     return bool(nic.shown()["tx_enabled"])
 
 
+def discarded(nic: Nic) -> int:
+    """Frames that the device has taken from the guest."""
+    counted: int = nic.server.show(nic.name)["adis"][0]["counters"]["tx_discards"]
+    return counted
+
+
 def test_the_stock_driver_is_bound_and_has_its_address(nic: Nic) -> None:
     assert "Kernel driver in use: iavf" in nic.machine.check(f"lspci -k -s {nic.address}")
     assert nic.read("address") == nic.shown()["mac"] == "02:00:00:00:00:01"
@@ -80,8 +86,7 @@ def test_what_ethtool_says(nic: Nic) -> None:
 def test_statistics_are_the_devices(nic: Nic) -> None:
     def told() -> bool:
         found = nic.ethtool("-S").split("tx_discards:")[1].split()[0]
-        counted = nic.server.show(nic.name)["adis"][0]["counters"]["tx_discards"]
-        return int(found) == counted > 0
+        return int(found) == discarded(nic) > 0
 
     nic.server.wait_for("the driver asks for statistics", told)
 
@@ -166,11 +171,10 @@ def test_down_and_up_in_haste(nic: Nic) -> None:
 
 def test_what_is_sent_goes_nowhere_and_the_queue_does_not_stick(nic: Nic) -> None:
     interface = nic.interface
-    before = nic.server.show(nic.name)["adis"][0]["counters"]["tx_discards"]
+    before = discarded(nic)
     nic.machine.check(f"ip addr add 192.0.2.1/24 dev {interface} 2>/dev/null; true")
     nic.machine.run("for i in 2 3 4 5; do ping -c 1 -W 1 192.0.2.$i; done", timeout=30)
-    after = nic.server.show(nic.name)["adis"][0]["counters"]["tx_discards"]
-    assert after > before
+    assert discarded(nic) > before
     assert "NETDEV WATCHDOG" not in nic.machine.check("dmesg")
 
 
@@ -192,6 +196,33 @@ def test_a_function_level_reset(nic: Nic) -> None:
     nic.server.wait_for("its queues work again", lambda: enabled(nic))
     nic.wait_up()
     assert "Hardware reset detected" in nic.log()
+
+
+def test_resets_while_it_sends(nic: Nic) -> None:
+    interface, machine = nic.interface, nic.machine
+    machine.run(f"ip addr add 192.0.2.1/24 dev {interface}")
+    nic.ip("neigh replace 192.0.2.9 lladdr 02:00:00:00:00:99 dev @")
+    send = "ping -q -s 1400 -i 0.005 -w 60 192.0.2.9"  # it ends when the network is down
+    machine.check(f"(while [ ! -e /tmp/enough ]; do {send}; done) >/dev/null 2>&1 &")
+    try:
+        for _ in range(3):
+            before = nic.server.show(nic.name)["counters"]["resets"]
+            sent = discarded(nic)
+            nic.server.wait_for("frames are sent", lambda sent=sent: discarded(nic) > sent + 100)
+            nic.server.set(nic.name, vf_reset=True)
+            nic.server.wait_for(
+                "the reset",
+                lambda before=before: nic.server.show(nic.name)["counters"]["resets"] > before,
+            )
+            nic.wait_up()
+            nic.server.wait_for("its queues work again", lambda: enabled(nic))
+        machine.check(f"echo 1 > {nic.folder}/reset")
+        nic.server.wait_for("its queues work again", lambda: enabled(nic))
+        sent = discarded(nic)
+        nic.server.wait_for("frames are sent", lambda: discarded(nic) > sent)
+    finally:
+        machine.check("touch /tmp/enough; killall ping; true")
+    assert "NETDEV WATCHDOG" not in machine.check("dmesg")
 
 
 def test_the_driver_goes_and_comes(nic: Nic) -> None:

@@ -237,6 +237,19 @@ def test_what_is_sent_is_counted_as_discarded_and_reported(lab: Lab) -> None:
     )
 
 
+def test_a_tail_may_be_stored_before_its_queue_is_enabled(lab: Lab) -> None:
+    driver = lab.driver()
+    driver.configure(1)
+    driver.bus.store(avf.tx_ring(0), struct.pack("<QQ", 0x1000, 3 << 4))
+    driver.bus.write(0x0000, 1)
+    assert vdev_of(driver).vsi.path.statistics().tx_discards == 0
+    driver.select(avf.ENABLE_QUEUES, 1, 1)
+    assert vdev_of(driver).vsi.path.statistics().tx_discards == 1
+    driver.select(avf.DISABLE_QUEUES, 1, 1)
+    driver.select(avf.ENABLE_QUEUES, 1, 1)  # the tail is 0 again
+    assert vdev_of(driver).vsi.path.statistics().tx_discards == 1
+
+
 def test_a_tail_beyond_the_ring_or_a_ring_beyond_memory_costs_the_queue_only(lab: Lab) -> None:
     driver = lab.driver()
     driver.configure(1)

@@ -136,8 +136,8 @@ class DataPath(Protocol):
     def enable(self, tx: int, rx: int) -> None:
         """Begin with the queues of the bit masks, all of them configured, at descriptor 0.
 
-        A receive tail has been stored already; what a transmit tail holds is not there yet: it is
-        of a time before, and made 0.
+        Their tails may have been stored already, and count: Linux's driver gives receive buffers
+        before, and after a reset it may send before.
         """
 
     def disable(self, tx: int, rx: int) -> None:
@@ -194,6 +194,7 @@ class NullDataPath:
     _counted: Statistics = field(default_factory=Statistics)
     _settings: dict[int, TxQueue] = field(default_factory=dict)
     _rings: dict[int, _Ring] = field(default_factory=dict)
+    _tails: dict[int, int] = field(default_factory=dict)
 
     def attach(self, guest: Guest, pages: memoryview | None) -> None:
         del pages
@@ -210,11 +211,14 @@ class NullDataPath:
         for index, queue in self._settings.items():
             if tx >> index & 1:
                 self._rings[index] = _Ring(queue)
+                self._run(index)
 
     def disable(self, tx: int, rx: int) -> None:
         del rx
-        for index in [index for index in self._rings if tx >> index & 1]:
-            del self._rings[index]
+        for index in range(tx.bit_length()):
+            if tx >> index & 1:
+                self._rings.pop(index, None)
+                self._tails.pop(index, None)
 
     def set_filters(self, filters: Filters) -> None:
         """Nothing passes."""
@@ -229,8 +233,13 @@ class NullDataPath:
         """Nothing passes either way."""
 
     def tail(self, queue: int, value: int, *, transmit: bool) -> None:
-        ring = self._rings.get(queue)
-        if not transmit or ring is None or self._guest is None:
+        if transmit:
+            self._tails[queue] = value
+            self._run(queue)
+
+    def _run(self, queue: int) -> None:
+        ring, value = self._rings.get(queue), self._tails.get(queue, 0)
+        if ring is None or self._guest is None:
             return
         if value >= ring.queue.length:
             self._guest.complain(f"transmit queue {queue}: tail {value} of {ring.queue.length}")
@@ -268,6 +277,7 @@ class NullDataPath:
 
     def reset(self) -> None:
         self._rings.clear()
+        self._tails.clear()
         self._settings.clear()
 
     def close(self) -> None:
