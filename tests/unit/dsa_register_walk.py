@@ -1,5 +1,5 @@
-"""A model of BAR0 made from the table, and the walk that compares a device with it, whoever
-carries its accesses: a VDEV in this process, a client, a guest.
+"""Models of registers made from their tables, and the walk that compares a device with them,
+whoever carries its accesses: a VDEV in this process, a client, a guest.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from dsa_register_table import (
     BAR0_SIZE,
@@ -23,35 +24,94 @@ from dsa_register_table import (
 )
 
 ACTIONS = {*COMMAND, *PERFRST}
+ImageT = TypeVar("ImageT", bound="Image")
 PATTERNS = (0xFFFF_FFFF, 0, 0xAAAA_AAAA, 0x5555_5555, 0x0F0F_0F0F, 0xFFFF_FFFF)
 
 
 @dataclass(frozen=True)
 class Port:
-    """Accesses to BAR0: ``read(offset, width)`` and ``write(offset, width, value)``."""
+    """Accesses to a region: ``read(offset, width)`` and ``write(offset, width, value)``."""
 
     read: Callable[[int, int], int]
     write: Callable[[int, int, int], None]
 
 
-class Model:
+class Image:
+    """``size`` bytes of registers. ``widths`` are those of accesses; what is written at ``actions``
+    does something that nobody has a model of."""
+
+    def __init__(
+        self,
+        rows: list[Row],
+        gaps: list[range],
+        size: int,
+        widths: tuple[int, ...] = (1, 2, 4, 8),
+        actions: Iterable[int] = (),
+    ) -> None:
+        self.rows = rows
+        self.gaps = gaps
+        self.size = size
+        self.widths = widths
+        self.actions = frozenset(actions)
+        self._named = {row.name: row for row in rows}
+        self.image = bytearray(size)
+        self._written = bytearray(size)  # bits that take what is written
+        self._cleared = bytearray(size)  # bits that are cleared by a 1
+        self.words = sorted(
+            {at & ~3 for row in rows for at in range(row.offset, row.offset + row.size)}
+        )
+        for row in rows:
+            _put(self._cleared, row, _mask(row, lambda bits: bits.attr is Attr.W1C))
+            _put(self._written, row, _mask(row, lambda bits: bits.attr is Attr.RW))
+        self.reset()
+
+    def reset(self) -> None:
+        """Power-on, or a reset of the function."""
+        for row in self.rows:
+            self._reset(row)
+
+    def _reset(self, row: Row) -> None:
+        _put(self.image, row, sum(bits.reset << bits.low for bits in row.bits))
+
+    def set(self, register: str, field: str, value: int) -> None:
+        """The device has changed a field."""
+        row, bits, whole = self._find(register, field)
+        _put(self.image, row, whole & ~bits.mask | value << bits.low)
+
+    def get(self, register: str, field: str) -> int:
+        _, bits, whole = self._find(register, field)
+        return (whole & bits.mask) >> bits.low
+
+    def _find(self, register: str, field: str) -> tuple[Row, Bits, int]:
+        row = self._named[register]
+        bits = next(bits for bits in row.bits if bits.name == field)
+        return row, bits, int.from_bytes(self.image[row.offset : row.offset + row.size], "little")
+
+    def write(self, offset: int, width: int, value: int) -> None:
+        """As the guest."""
+        for i, new in enumerate((value & (1 << 8 * width) - 1).to_bytes(width, "little")):
+            at = offset + i
+            old = self.image[at] & ~(self._cleared[at] & new)
+            self.image[at] = old & ~self._written[at] | new & self._written[at]
+
+    def read(self, offset: int, width: int) -> int:
+        return int.from_bytes(self.image[offset : offset + width], "little")
+
+    def name(self, offset: int) -> str:
+        """Of the register at ``offset``, for messages."""
+        for row in self.rows:
+            if row.offset <= offset < row.offset + row.size:
+                return f"{row.name}+{offset - row.offset:#x} ({row.section})"
+        return f"no register at {offset:#x}"
+
+
+class Model(Image):
     """What a guest finds in BAR0. Bytes that can be written depend on ``device_enabled`` and
     ``enabled_wqs``; set them with ``state()``."""
 
     def __init__(self, shape: Shape) -> None:
-        self.rows = rows(shape)
-        self._named = {row.name: row for row in self.rows}
-        self.gaps = gaps(shape)
-        self.image = bytearray(BAR0_SIZE)
-        self._written = bytearray(BAR0_SIZE)  # bits that take what is written
-        self._cleared = bytearray(BAR0_SIZE)  # bits that are cleared by a 1
-        self._counters = [row for row in self.rows if row.counter is not None]
-        self.words = sorted(
-            at for row in self.rows for at in range(row.offset, row.offset + row.size, 4)
-        )
-        for row in self.rows:
-            _put(self._cleared, row, _mask(row, lambda bits: bits.attr is Attr.W1C))
-        self.reset()
+        self._counters = [row for row in rows(shape) if row.counter is not None]
+        super().__init__(rows(shape), gaps(shape), BAR0_SIZE, actions=ACTIONS)
 
     # What happens to the device
 
@@ -75,9 +135,7 @@ class Model:
         self.set("GENSTS", "Device State", int(device_enabled))
 
     def reset(self) -> None:
-        """Power-on, or a reset of the function."""
-        for row in self.rows:
-            self._reset(row)
+        super().reset()
         self.state()
 
     def reset_device(self) -> None:
@@ -103,43 +161,13 @@ class Model:
         enabled = sum(1 << counter for counter, is_on in enumerate(counting) if is_on)
         self.set("PERFFRZ", "Counters", self.get("PERFFRZ", "Counters") & enabled)
 
-    def _reset(self, row: Row) -> None:
-        _put(self.image, row, sum(bits.reset << bits.low for bits in row.bits))
-
-    def set(self, register: str, field: str, value: int) -> None:
-        """The device has changed a field."""
-        row, bits, whole = self._find(register, field)
-        _put(self.image, row, whole & ~bits.mask | value << bits.low)
-
-    def get(self, register: str, field: str) -> int:
-        _, bits, whole = self._find(register, field)
-        return (whole & bits.mask) >> bits.low
-
-    def _find(self, register: str, field: str) -> tuple[Row, Bits, int]:
-        row = self._named[register]
-        bits = next(bits for bits in row.bits if bits.name == field)
-        return row, bits, int.from_bytes(self.image[row.offset : row.offset + row.size], "little")
-
     # What the guest does
 
     def write(self, offset: int, width: int, value: int) -> None:
-        for i, new in enumerate((value & (1 << 8 * width) - 1).to_bytes(width, "little")):
-            at = offset + i
-            old = self.image[at] & ~(self._cleared[at] & new)
-            self.image[at] = old & ~self._written[at] | new & self._written[at]
+        super().write(offset, width, value)
         first = self._counters[0].offset
         if first - 0x100 <= offset + width and offset < first + 0x400:
             self._settle_counters()
-
-    def read(self, offset: int, width: int) -> int:
-        return int.from_bytes(self.image[offset : offset + width], "little")
-
-    def name(self, offset: int) -> str:
-        """Of the register at ``offset``, for messages."""
-        for row in self.rows:
-            if row.offset <= offset < row.offset + row.size:
-                return f"{row.name}+{offset - row.offset:#x} ({row.section})"
-        return f"no register at {offset:#x}"
 
 
 def _mask(row: Row, wanted: Callable[[Bits], bool]) -> int:
@@ -150,10 +178,10 @@ def _put(image: bytearray, row: Row, value: int) -> None:
     image[row.offset : row.offset + row.size] = value.to_bytes(row.size, "little")
 
 
-class Walk:
+class Walk(Generic[ImageT]):
     """Compares what ``port`` leads to with ``model``."""
 
-    def __init__(self, port: Port, model: Model) -> None:
+    def __init__(self, port: Port, model: ImageT) -> None:
         self.port = port
         self.model = model
 
@@ -165,7 +193,7 @@ class Walk:
 
     def read_all(self) -> None:
         """Every word that there is, and that there is not."""
-        for offset in range(0, BAR0_SIZE, 4):
+        for offset in range(0, self.model.size, 4):
             self._same(offset, 4)
 
     def read_registers(self, after: str = "") -> None:
@@ -176,7 +204,7 @@ class Walk:
         """Aligned accesses of every width (chapter 9), and unaligned ones: those have the bytes
         that they cover."""
         for offset in self.model.words:
-            for width in (1, 2, 8):
+            for width in self.model.widths:
                 for at in range(offset, offset + 4, min(width, 4)):
                     if at % width == 0:
                         self._same(at, width)
@@ -184,10 +212,10 @@ class Walk:
             self._same(offset + 3, 2)
 
     def write_registers(self) -> None:
-        """Patterns to every word but CMD and PERFRST; none changes another."""
+        """Patterns to every word but those of actions; none changes another."""
         for pattern in PATTERNS:
             for offset in self.model.words:
-                if offset in ACTIONS:
+                if offset in self.model.actions:
                     continue
                 self._write(offset, 4, pattern)
                 self._same(offset, 4, f"after a write of {pattern:#x}")
@@ -202,13 +230,13 @@ class Walk:
     def write_randomly(self, count: int, seed: int) -> None:
         """Accesses of every width, some of them unaligned, in any order."""
         chance = random.Random(seed)
-        offsets = [at for at in self.model.words if at not in ACTIONS]
+        offsets = [at for at in self.model.words if at not in self.model.actions]
         for _ in range(count):
-            width = chance.choice((1, 2, 4, 8))
+            width = chance.choice(self.model.widths)
             offset = chance.choice(offsets) + chance.choice((0, 0, 0, 1, 2, 3))
             if chance.random() < 0.8:
                 offset -= offset % width
-            if not any(at in ACTIONS for at in range(offset, offset + width)):
+            if not self.model.actions.intersection(range(offset, offset + width)):
                 self._write(offset, width, chance.getrandbits(64))
                 self._same(offset, width, "after a write of these bytes")
         self.read_registers("after all")
@@ -221,6 +249,10 @@ class Walk:
         """As the guest, and look at what it did."""
         self._write(offset, width, value)
         self._same(offset, width)
+
+
+class BarWalk(Walk[Model]):
+    """That of BAR0."""
 
     def configure(self, modes: list[int]) -> None:
         """Work queues in these modes, and all engines, in group 0; the others empty. The read

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from dsa_portal_walk import read_portals, write_parts
 from dsa_register_table import BAR0_SIZE, SHAPES, Shape, gaps, rows
-from dsa_register_walk import Model, Port, Walk
+from dsa_register_walk import BarWalk, Model, Port
 
 from vdcm.parent import build
 from vdcm_devices.dsa import Dsa
@@ -29,7 +30,7 @@ def shape_of(kind: str, generation: str) -> Shape:
 
 
 @pytest.fixture(params=KINDS, ids="-".join)
-def made(request: pytest.FixtureRequest) -> Iterator[tuple[str, DsaVdev, Walk]]:
+def made(request: pytest.FixtureRequest) -> Iterator[tuple[str, DsaVdev, BarWalk]]:
     kind, generation = request.param
     dsa = build(Dsa, "dsa0", {"generation": generation})
     vdev = dsa.create(kind, "v", {})
@@ -38,7 +39,7 @@ def made(request: pytest.FixtureRequest) -> Iterator[tuple[str, DsaVdev, Walk]]:
         lambda offset, width: vdev.read(0, offset, width),
         lambda offset, width, value: vdev.write(0, offset, width, value),
     )
-    yield kind, vdev, Walk(port, Model(shape_of(kind, generation)))
+    yield kind, vdev, BarWalk(port, Model(shape_of(kind, generation)))
     vdev.close()
     dsa.close()
 
@@ -57,7 +58,7 @@ def test_the_table_has_every_bit_once(kind: str) -> None:
     assert covered == b"\1" * BAR0_SIZE
 
 
-def test_registers_after_a_reset(made: tuple[str, DsaVdev, Walk]) -> None:
+def test_registers_after_a_reset(made: tuple[str, DsaVdev, BarWalk]) -> None:
     _, vdev, walk = made
     walk.read_all()
     walk.read_widths()
@@ -68,12 +69,12 @@ def test_registers_after_a_reset(made: tuple[str, DsaVdev, Walk]) -> None:
     walk.read_all()
 
 
-def test_registers_of_a_disabled_device(made: tuple[str, DsaVdev, Walk]) -> None:
+def test_registers_of_a_disabled_device(made: tuple[str, DsaVdev, BarWalk]) -> None:
     _, _, walk = made
     walk.write_randomly(4000, seed=1)
 
 
-def ready(kind: str, vdev: DsaVdev, walk: Walk) -> None:
+def ready(kind: str, vdev: DsaVdev, walk: BarWalk) -> None:
     """Configured, and nothing in the way of Enable Device."""
     vdev.config.space.write(4, 2, 0x406)
     pasid = next(c for c in vdev.config.capabilities if type(c).__name__ == "VdevPasid")
@@ -84,7 +85,7 @@ def ready(kind: str, vdev: DsaVdev, walk: Walk) -> None:
     walk.configure(MODES[kind])
 
 
-def test_registers_of_an_enabled_device(made: tuple[str, DsaVdev, Walk]) -> None:
+def test_registers_of_an_enabled_device(made: tuple[str, DsaVdev, BarWalk]) -> None:
     """What is locked while the device or a work queue is enabled; the others are not."""
     kind, vdev, walk = made
     ready(kind, vdev, walk)
@@ -108,7 +109,7 @@ def test_registers_of_an_enabled_device(made: tuple[str, DsaVdev, Walk]) -> None
     walk.read_all()
 
 
-def test_what_the_guest_clears_by_a_one(made: tuple[str, DsaVdev, Walk]) -> None:
+def test_what_the_guest_clears_by_a_one(made: tuple[str, DsaVdev, BarWalk]) -> None:
     """Each by itself, and nothing else of the register."""
     _, vdev, walk = made
     assert vdev.registers.INTCAUSE.value == 0
@@ -126,6 +127,45 @@ def test_what_the_guest_clears_by_a_one(made: tuple[str, DsaVdev, Walk]) -> None
     walk.write(0xC0, 8, 0xFFFF_FFFF_FFFF_FFFC)
     walk.write(0xC0, 1, 2)
     walk.write(0xC0, 4, 1)
+
+
+def test_portals_of_work_queues(made: tuple[str, DsaVdev, BarWalk]) -> None:
+    """Disabled, and enabled: what is incomplete is no descriptor."""
+    kind, vdev, walk = made
+    port = Port(
+        lambda offset, width: vdev.read(2, offset, width),
+        lambda offset, width, value: vdev.write(2, offset, width, value),
+    )
+    wqs = len(MODES[kind])
+
+    def untouched() -> bool:
+        words = [vdev.read(0, 0x818 + 0x40 * wq, 4) & 0xFFFF for wq in range(wqs)]
+        return not any(words) and not vdev.read(0, 0xC0, 8)
+
+    read_portals(port, wqs)
+    write_parts(port, wqs, untouched)
+    ready(kind, vdev, walk)
+    walk.command(ENABLE_DEVICE)
+    for wq in range(wqs):
+        walk.model.state(device_enabled=True, enabled_wqs=range(wq))
+        walk.command(ENABLE_WQ, wq)
+    write_parts(port, wqs, untouched)
+
+
+def test_a_command_is_written_whole(made: tuple[str, DsaVdev, BarWalk]) -> None:
+    """Of 4 bytes, or of 8 with what is beside it; a part of one, which might be another command
+    (0x50 in the third byte is Reset Device), is none."""
+    kind, vdev, walk = made
+    ready(kind, vdev, walk)
+    for offset in range(0xA0, 0xA4):
+        for width in (1, 2):
+            if offset % width == 0:
+                for value in (0, 0x10, 0x50, 0xFFFF):
+                    walk.port.write(offset, width, value)
+    walk.read_registers("after writes to parts of CMD")
+    walk.port.write(0xA0, 8, 0xFFFF_FFFF << 32 | ENABLE_DEVICE << 20)
+    walk.model.state(device_enabled=True)
+    walk.read_registers("after Enable Device, 8 bytes wide")
 
 
 CAUSES = {

@@ -6,22 +6,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from dsa_client import BATCH, DRAIN, FILL, MOVE, NOOP, DsaClient, Wq
+from dsa_client import BATCH, DRAIN, FILL, MOVE, NOOP, REQUEST, VALID, DsaClient, Wq
 from dsa_lab import Lab
+from dsa_machine import descriptor
 
 from vdcm_devices.dsa.codes import Command
 
 SUCCESS, UNSUPPORTED, BAD_FLAGS, BAD_SIZE, BAD_COUNT = 0x01, 0x10, 0x11, 0x13, 0x14
-CRC = 0x10
+COMPARE, DUALCAST, CRC, CACHE_FLUSH = 0x05, 0x09, 0x10, 0x20
 BLOCK_ON_FAULT, CACHE_CONTROL, STRICT_ORDERING, READBACK = 1 << 1, 1 << 8, 1 << 13, 1 << 14
 DURABLE = 1 << 5  # Cache Control 3 alone
 
 
 @pytest.fixture(scope="module")
-def dsa(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DsaClient]:
-    lab = Lab(tmp_path_factory.mktemp("lab"))
-    yield lab.started()
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    lab = Lab(tmp_path_factory.mktemp("lab"), workers=1)
+    yield lab
     lab.close()
+
+
+@pytest.fixture(scope="module")
+def dsa(lab: Lab) -> DsaClient:
+    return lab.started()
 
 
 def gencap(dsa: DsaClient, bit: int, width: int = 1) -> int:
@@ -48,6 +54,86 @@ def test_operations(dsa: DsaClient) -> None:
 @pytest.mark.parametrize(("bit", "flags"), [(2, CACHE_CONTROL), (8, READBACK), (5, DURABLE)])
 def test_flags_of_moves(dsa: DsaClient, bit: int, flags: int) -> None:
     assert move(dsa, flags) == (SUCCESS if gencap(dsa, bit) else BAD_FLAGS)
+
+
+def test_cache_control_is_for_what_writes_memory(dsa: DsaClient) -> None:
+    """Data is in memory when the record is, wherever a hint would have it (3.9). Cache Flush has
+    the hint only with a capability of its own, which revision 3.0 has no more."""
+    assert gencap(dsa, 2, 2) == 0b01
+    source, first, second = (
+        dsa.memory.put(bytes(64)),
+        dsa.memory.take(64),
+        dsa.memory.take(4096 + 64),
+    )
+    second += (first - second) % 4096  # alike in bits 11 to 0
+    both = second.to_bytes(24, "little")
+    for flags in (CACHE_CONTROL, CACHE_CONTROL | READBACK):
+        for operation, fields in (
+            (MOVE, {"source": source, "destination": first}),
+            (FILL, {"source": 0, "destination": first}),
+            (DUALCAST, {"source": source, "destination": first, "specific": both}),
+        ):
+            dsa.memory.write(first, b"x" * 64)
+            assert dsa.run(0, operation, flags, size=64, **fields).status == SUCCESS
+            assert dsa.memory.read(first, 64) == bytes(64)
+    for operation in (NOOP, COMPARE, CRC, CACHE_FLUSH):
+        fields = {} if operation == NOOP else {"destination": first, "size": 64}
+        assert dsa.run(0, operation, CACHE_CONTROL, **fields).status == BAD_FLAGS
+
+
+def test_occupancy_without_interrupts(lab: Lab) -> None:
+    """What a work queue holds is counted (bit 52); there is nothing to set a limit with (53)."""
+    vdev = lab.vdev("dsa-2dwq-1swq")
+    dsa = lab.client(vdev)
+    assert dsa.read(0x20, 8) >> 52 & 3 == 0b01
+    dsa.start()
+    for adi in vdev.adis:
+        lab.host.run(adi.driver.suspend, adi)
+    records = []
+    for wq, count in ((0, 3), (1, 1), (2, 2)):
+        for _ in range(count):
+            data, record = dsa.prepare(NOOP, pasid=1)
+            assert dsa.submit(wq, data)
+            records.append(record)
+    assert [dsa.occupancy(wq) for wq in range(3)] == [3, 1, 2]
+    for wq in range(3):
+        for register in (0x10, 0x14):  # handle and table; limit and enable
+            dsa.write(0x800 + 64 * wq + register, 0xFFFF_FFFF)
+            assert dsa.read(0x800 + 64 * wq + register) == 0
+    for adi in vdev.adis:
+        lab.host.run(adi.driver.resume, adi)
+    assert {dsa.wait(record).status for record in records} == {SUCCESS}
+    assert [dsa.occupancy(wq) for wq in range(3)] == [0, 0, 0]
+    assert dsa.read(0x98) == 0, "nobody is told"
+
+
+def test_priorities(lab: Lab) -> None:
+    """Each descriptor copies the records of the less important work queue: the last one of the
+    other shows how many of them there were when that was done."""
+    vdev = lab.vdev("dsa-2dwq-1swq")
+    dsa = lab.client(vdev)
+    assert dsa.read(0x20, 8) >> 51 & 1
+    count, size = 30, 1 << 20
+    dsa.start([Wq(count, priority=1), Wq(count, priority=15)])
+    source = dsa.memory.take(size)
+    seen = [dsa.memory.take(size), dsa.memory.take(size)]
+    for adi in vdev.adis[:2]:
+        lab.host.run(adi.driver.suspend, adi)
+    important = [dsa.memory.take(32, 32) for _ in range(count)]
+    for wq, records in enumerate(([source + 32 * i for i in range(count)], important)):
+        for record in records:
+            fields = {"source": source, "destination": seen[wq], "size": size}
+            assert dsa.submit(wq, descriptor(MOVE, VALID | REQUEST, completion=record, **fields))
+
+    def resume() -> None:
+        for adi in reversed(vdev.adis[:2]):
+            adi.driver.resume(adi)
+
+    lab.run(resume)
+    assert {dsa.wait(record).status for record in important} == {SUCCESS}
+    done = sum(dsa.memory.read(seen[1], 32 * count)[::32])
+    assert dsa.wait(source + 32 * (count - 1)).status == SUCCESS
+    assert done < count // 2, "without priorities they would be nearly all"
 
 
 def test_block_on_fault_needs_page_requests_which_there_are_not(dsa: DsaClient) -> None:

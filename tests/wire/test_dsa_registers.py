@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 from dsa_client import ALLOCATE_ADI
+from dsa_config_table import ConfigImage
 from dsa_lab import TYPES, Lab
+from dsa_portal_walk import read_portals, write_parts
 from dsa_register_table import SHAPES
-from dsa_register_walk import Model, Port, Walk
+from dsa_register_walk import BarWalk, Model, Port, Walk
 
-from vdcm.client import Region
+from vdcm.client import Client, Region
 from vdcm_devices.dsa.codes import Command
 
 
@@ -26,13 +28,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
 def test_registers_over_the_wire(lab: Lab, kind: str) -> None:
     dsa = lab.client(lab.vdev(kind))
     model = Model(SHAPES[kind])
-    walk = Walk(
-        Port(
-            lambda offset, width: dsa.client.read(Region.BAR0, offset, width),
-            lambda offset, width, value: dsa.client.write(Region.BAR0, offset, width, value),
-        ),
-        model,
-    )
+    walk = BarWalk(port_of(dsa.client, Region.BAR0), model)
     walk.read_all()
     walk.read_widths()
     walk.write_registers()
@@ -52,3 +48,42 @@ def test_registers_over_the_wire(lab: Lab, kind: str) -> None:
     dsa.client.reset()
     model.reset()
     walk.read_all()
+
+
+def port_of(client: Client, region: Region) -> Port:
+    return Port(
+        lambda offset, width: client.read(region, offset, width),
+        lambda offset, width, value: client.write(region, offset, width, value),
+    )
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_configuration_space_over_the_wire(lab: Lab, kind: str) -> None:
+    client = lab.client(lab.vdev(kind)).client
+    walk = Walk(port_of(client, Region.CONFIG), ConfigImage(SHAPES[kind]))
+    walk.read_all()
+    walk.read_widths()
+    walk.write_registers()
+    walk.write_randomly(500, seed=5)
+    client.reset()
+    walk.model.reset()
+    walk.read_all()
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_portals_over_the_wire(lab: Lab, kind: str) -> None:
+    dsa = lab.client(lab.vdev(kind))
+    read_portals(port_of(dsa.client, Region.BAR2), dsa.wqs)
+
+    def untouched() -> bool:
+        return not any(dsa.occupancy(wq) for wq in range(dsa.wqs)) and not dsa.read(0xC0, 8)
+
+    write_parts(port_of(dsa.client, Region.BAR2), dsa.wqs, untouched)
+
+
+def test_the_dummy_portal_takes_nothing(lab: Lab) -> None:
+    dsa = lab.started()
+    for at in (0xF000, 0xF040, 0xFFC0):
+        dsa.client.write_bytes(Region.BAR0, at, b"\xff" * 64)
+        assert dsa.client.read(Region.BAR0, at, 8) == 0
+    assert (dsa.occupancy(0), dsa.read(0xC0, 8)) == (0, 0)
