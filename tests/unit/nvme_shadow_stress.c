@@ -6,73 +6,16 @@
  *     nvme_shadow_stress COMMANDS SEED
  */
 #include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <time.h>
 
-#include "engine.h"
+#include "nvme_flat.h"
 
-enum { PAGE = 4096, SQ = 0, CQ = PAGE, SHADOW = 2 * PAGE, EVENTIDX = 3 * PAGE, ENTRIES = 8, PLACES = 4 };
+enum { SQ = 0, CQ = PAGE, SHADOW = 2 * PAGE, EVENTIDX = 3 * PAGE, ENTRIES = 8, PLACES = 4 };
 
-static _Alignas(4096) uint8_t memory[4 * PAGE];
 static atomic_bool kicked;
 static atomic_bool over;
 static nvme_sq *queue;
 static unsigned long exits, rests, restless;
-
-static int reach(vdcm_worker *w, uint32_t pasid, uint64_t address, uint64_t length, bool write,
-                 void **found, uint64_t *here)
-{
-    (void)w, (void)pasid, (void)write;
-    *found = memory + address;
-    *here = length;
-    return address + length <= sizeof(memory) ? 0 : -14;
-}
-
-static void leave(vdcm_worker *w)
-{
-    (void)w;
-}
-
-static int guarded(vdcm_worker *w, int (*body)(void *), void *argument)
-{
-    (void)w;
-    return body(argument);
-}
-
-static uint32_t pasid(vdcm_worker *w)
-{
-    (void)w;
-    return 0;
-}
-
-static int raise_message(vdcm_worker *w, uint32_t message)
-{
-    (void)w, (void)message;
-    return 0;
-}
-
-static bool report(vdcm_worker *w, uint32_t code, const void *data, uint32_t size)
-{
-    (void)w, (void)data, (void)size;
-    fprintf(stderr, "report %u\n", code);
-    abort();
-}
-
-static const vdcm_services services = {.abi = VDCM_FASTPATH_ABI,
-                                       .reach = reach,
-                                       .leave = leave,
-                                       .guarded = guarded,
-                                       .primary = pasid,
-                                       .secondary = pasid,
-                                       .raise = raise_message,
-                                       .report = report};
-
-static uint32_t random_below(uint32_t *state, uint32_t limit)
-{
-    *state = *state * 1664525 + 1013904223;
-    return (*state >> 16) % limit;
-}
 
 /* ---- the sweep ------------------------------------------------------------------------------- */
 
@@ -175,7 +118,7 @@ int main(int argc, char **argv)
 {
     unsigned long commands = strtoul(argv[argc - 2], NULL, 10);
     uint32_t seed = (uint32_t)strtoul(argv[argc - 1], NULL, 10);
-    nvme_controller *c = nvme_controller_new((uintptr_t)&services);
+    nvme_controller *c = nvme_controller_new((uintptr_t)&flat_services);
     nvme_store *store = nvme_store_ram(1 << 20);
     pthread_t thread;
     nvme_cq *cq;
@@ -183,13 +126,14 @@ int main(int argc, char **argv)
 
     cq = nvme_cq_new(c, 1, CQ, PLACES, true);
     queue = nvme_sq_new(c, 1, SQ, ENTRIES, cq);
+    memset(flat_page, FLAT_READ | FLAT_WRITE, sizeof(flat_page));
     if (failed || queue == NULL || pthread_create(&thread, NULL, sweep, &seed) != 0) {
         return 2;
     }
     failed = guest(commands, seed);
     atomic_store(&over, true);
     pthread_join(thread, NULL);
-    if (failed) {
+    if (failed || reports[NVME_REPORT_DOORBELL] + reports[NVME_REPORT_FATAL] != 0) {
         return 1;
     }
     printf("%lu commands; %lu exits, %lu rests, %lu in vain\n", commands, exits, rests, restless);
