@@ -30,16 +30,23 @@ static int outside(vdcm_session *s, const struct vdcm_message *message)
     return vdcm_refuse(s, message, EINVAL, "an access leaves its region");
 }
 
-/* A store to the device's C, if that takes those of this place. */
+/* A store to the device's C, if that takes those of this place: all of it, not just its beginning. */
 static int offer(const vdcm_session *s, const struct vdcm_access *access, uint32_t width,
                  uint64_t value)
 {
     const struct region *region = &s->regions[access->region];
+    uint64_t at = access->offset - region->stores.offset;
 
-    if (access->offset - region->stores.offset >= region->stores.size || s->observed) {
+    if (at >= region->stores.size || width > region->stores.size - at || s->observed) {
         return VDCM_STORE_PASS;
     }
     return region->store(region->argument, access->offset, width, value);
+}
+
+/* After a callback in which the device let go of its client, the rest of an access is nobody's. */
+static int gone(const vdcm_session *s)
+{
+    return s->stopped ? ENODEV : 0;
 }
 
 static int write_region(vdcm_session *s, struct vdcm_access access, const uint8_t *data)
@@ -47,8 +54,11 @@ static int write_region(vdcm_session *s, struct vdcm_access access, const uint8_
     while (access.count > 0) {
         uint32_t width = step(access.offset, access.count);
         uint64_t value = 0;
-        int error;
+        int error = gone(s);
 
+        if (error != 0) {
+            return error;
+        }
         memcpy(&value, data, width);
         error = offer(s, &access, width, value);
         if (error == VDCM_STORE_PASS) {
@@ -79,9 +89,11 @@ int vdcm_region_read(vdcm_session *s, const struct vdcm_message *message)
     while (access.offset < end) {
         uint32_t width = step(access.offset, (uint32_t)(end - access.offset));
         uint64_t value = 0;
-        int error =
-            vdcm_on_read(s->owner, (int)access.region, access.offset, (int)width, &value);
+        int error = gone(s);
 
+        if (error == 0) {
+            error = vdcm_on_read(s->owner, (int)access.region, access.offset, (int)width, &value);
+        }
         if (error != 0) {
             return vdcm_answer(s, &message->header, error, NULL, 0, -1);
         }
@@ -119,7 +131,7 @@ int vdcm_region_write_multi(vdcm_session *s, const struct vdcm_message *message)
 
     memcpy(&count, next, sizeof(count));
     next += sizeof(count);
-    for (uint64_t i = 0; i < count && !s->stopped; i++, next += sizeof(struct vdcm_write_one)) {
+    for (uint64_t i = 0; i < count && gone(s) == 0; i++, next += sizeof(struct vdcm_write_one)) {
         struct vdcm_write_one one;
 
         memcpy(&one, next, sizeof(one));

@@ -57,7 +57,8 @@ static enum vdcm_arrival receive(struct vdcm_inbox *inbox, int fd, uint32_t want
                                  const char **reason)
 {
     uint32_t have = inbox->end - inbox->begin;
-    uint32_t room = (wanted > VDCM_GULP ? wanted : VDCM_GULP) - have;
+    /* Behind a message of which the descriptors are here may be one that has its own. */
+    uint32_t room = (wanted > VDCM_GULP || inbox->n_fds > 0 ? wanted : VDCM_GULP) - have;
     union {
         struct cmsghdr header;
         char bytes[CMSG_SPACE(sizeof(int) * VDCM_MAX_FDS)];

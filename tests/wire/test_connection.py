@@ -222,6 +222,29 @@ def test_requests_may_be_sent_ahead_of_one_with_a_descriptor(serve: Serve) -> No
     assert [reply.error for reply in replies] == [0, 0, 0, 0, errno.EOPNOTSUPP, 0, 0]
 
 
+@pytest.mark.parametrize("arrived", [1, 15, 16, 47, 48])
+def test_requests_with_descriptors_may_follow_each_other(serve: Serve, arrived: int) -> None:
+    """Also where a read ends in the middle of the first, of which ``arrived`` bytes are in it."""
+    sleep = protocol.REGION_ACCESS.pack(Reg.SLEEP, Bar.REGISTERS, 8)
+    sleep += (SLEEP_KEY << 32 | 200).to_bytes(8, "little")
+    filler = bytes(8192 - arrived - protocol.HEADER.size)
+    fd = os.memfd_create("guest")
+    os.ftruncate(fd, PAGE)
+    with raw_connection(serve().paths[0]) as connection:
+        connection.sendall(hello())
+        read_reply(connection)
+        connection.sendall(protocol.message(Command.REGION_WRITE, sleep, 0))
+        time.sleep(0.05)  # it has been read, and what follows waits together
+        connection.sendall(protocol.message(99, filler, 1))
+        for number in range(2, 6):
+            payload = protocol.DMA_MAP.pack(32, 3, 0, number * PAGE, PAGE)
+            connection.sendmsg([protocol.message(Command.DMA_MAP, payload, number)], descriptor(fd))
+        replies = [read_reply(connection)[0] for _ in range(6)]
+    os.close(fd)
+    assert [reply.message_id for reply in replies] == list(range(6))
+    assert [reply.error for reply in replies] == [0, errno.EOPNOTSUPP, 0, 0, 0, 0]
+
+
 @pytest.mark.parametrize("command", [Command.REGION_READ, Command.DEVICE_RESET])
 def test_unexpected_descriptor_ends_the_connection_only(serve: Serve, command: int) -> None:
     server = serve()

@@ -637,6 +637,30 @@ def test_vdev_that_is_withdrawn_by_its_own_handler(host: Host, vdev: Everything)
     assert not host.path("all").exists()
 
 
+@pytest.mark.parametrize("access", ["read_bytes", "write_bytes"])
+def test_vdev_that_is_withdrawn_in_the_middle_of_a_long_access(host: Host, access: str) -> None:
+    """The rest of it is not the device's any more, which may have given everything back."""
+    lines: list[str] = []
+
+    class Leaving(Everything):
+        def on_read_REFUSED(self) -> int:
+            self.on_write_ACTION(1)
+            return 0
+
+        def on_write_ACTION(self, _value: int) -> None:
+            host.transport.withdraw(self.name)
+            self.close()
+            lines.clear()
+
+    vdev = host.serve("leaving", Leaving)
+    host.run(setattr, vdev, "observer", lines.append)
+    with host.connect("leaving") as client, pytest.raises(ProtocolError) as caught:
+        getattr(client, access)(Region.BAR0, ACTION, 16 if access == "read_bytes" else bytes(16))
+    assert caught.value.errno == errno.ENODEV
+    assert vdev.state is VdevState.CLOSED
+    assert not [line for line in lines if "COUNTED" in line]
+
+
 def test_vdev_that_is_served_again_by_its_own_handler(host: Host, vdev: Everything) -> None:
     def again() -> None:
         host.transport.withdraw("all")
@@ -748,6 +772,9 @@ def test_stores_go_to_c_first_and_to_python_when_it_passes_them_on(host: Host) -
         for offset in (0, 7, 40, 48):
             client.write(0, offset, 1, 5)
         assert vdev.written == [(32, 4, 4), (0, 1, 5), (7, 1, 5), (40, 1, 5), (48, 1, 5)]
+        for offset in (4, 36):
+            client.write(0, offset, 8, 5)  # half of it is C's: Python has it whole
+        assert vdev.written[5:] == [(4, 8, 5), (36, 8, 5)]
         assert client.read(0, 8, 8) == 0
         assert client.write_multi([(0, 8, 8, 6), (0, 32, 4, 7), (0, 24, 4, 8), (0, 8, 8, 9)]) == 2
         assert offered[5:] == [(8, 8, 6), (32, 4, 7), (24, 4, 8)]
