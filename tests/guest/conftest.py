@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.guest import copies, disk, gpio, idxd, nic, perfcount
+from tests.guest import copies, disk, gpio, idxd, nic
+from tests.guest.kernel_module import build_program
 from tests.guest.lab import MODULES, Lab, root_port
 from tests.guest.machine import Machine, vfio_user
 from tests.guest.server import Server
@@ -70,7 +71,8 @@ def idxd_options(
     files = {
         **idxd.movdir64b(environment, folder),
         **copies.dmacopy(environment, folder),
-        **perfcount.perfcount(folder),
+        **build_program("perfcount", folder),
+        **build_program("regwalk", folder),
     }
     return {"modules": idxd.MODULES, "tools": idxd.TOOLS, "files": files}
 

@@ -1,4 +1,4 @@
-"""Kernel modules of ours, built for the guest against the distribution's kernel headers."""
+"""Kernel modules of ours, built against the distribution's headers, and programs for a guest."""
 
 from __future__ import annotations
 
@@ -28,3 +28,17 @@ def build_module(environment: Environment, source: Path, folder: Path) -> Path:
             f"brings its compiler):\n{done.stdout}{done.stderr}"
         )
     return build / f"{source.name}.ko"
+
+
+def build_program(name: str, folder: Path) -> dict[str, Path]:
+    """``files`` for a Machine: the static program of ``NAME/NAME.c`` beside this file, built in
+    ``folder``.
+
+    Raises PrerequisiteError with the compiler's output if that fails.
+    """
+    source, program = Path(__file__).with_name(name) / f"{name}.c", folder / name
+    command = ["gcc", "-static", "-O2", "-Wall", "-Wextra", "-Werror", "-o", program, source]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise PrerequisiteError(f"{source} does not compile:\n{done.stderr}")
+    return {name: program}

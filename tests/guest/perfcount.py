@@ -2,24 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-from pathlib import Path
-
 from tests.guest.machine import Machine
-from vdcm.errors import PrerequisiteError
 
 PMUS = "/sys/bus/event_source/devices"
 _OUTPUT = "/run/perfcount"
-
-
-def perfcount(folder: Path) -> dict[str, Path]:
-    """``files`` for a Machine that is to count: the program, built in ``folder``."""
-    source, program = Path(__file__).with_name("perfcount") / "perfcount.c", folder / "perfcount"
-    command = ["gcc", "-static", "-O2", "-Wall", "-Wextra", "-Werror", "-o", program, source]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise PrerequisiteError(f"{source} does not compile:\n{done.stderr}")
-    return {"perfcount": program}
 
 
 def pmus(machine: Machine) -> set[str]:
