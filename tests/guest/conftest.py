@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +145,7 @@ def nvme_lab(
         environment,
         log_dir=folder,
         cpus=2,
-        modules=disk.MODULES,
-        tools=("lspci",),
+        **disk.machine_options(environment),
         devices=[argument for name in names for argument in vfio_user(server.socket(name))],
     )
     started += [server, machine]
@@ -156,14 +155,14 @@ def nvme_lab(
     started.remove(server)
 
 
-Serve = Callable[[Mapping[str, Mapping[str, Any]]], Server]
+Serve = Callable[..., Server]
 Boot = Callable[..., Machine]
 
 
 @pytest.fixture
 def serve(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Serve]:
-    """``serve(vdevs)`` starts a server of the test's own."""
-    yield from _factory(request, lambda vdevs: Server(tmp_path, vdevs))
+    """``serve(vdevs, parents)`` starts a server of the test's own."""
+    yield from _factory(request, lambda *described: Server(tmp_path, *described))
 
 
 @pytest.fixture

@@ -1,17 +1,37 @@
-"""Linux's own nvme in a guest: its controllers and disks, by sysfs and busybox."""
+"""Linux's own nvme in a guest: its controllers and disks, by sysfs, busybox, nvme-cli and fio."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 from tests.guest.machine import Machine
 from tests.guest.server import Server
+from vdcm.environment import Environment
 
 NVME = "1af4:10f0"
-MODULES = ("nvme",)  # for Machine(modules=…)
+MODULES = ("nvme", "ext4", "crc32c_generic")  # for Machine(modules=…)
+TOOLS = ("e2fsck", "fio", "mke2fs", "nvme")
+# nvme-cli maps the registers, which Linux allows only so while a driver has them.
+KERNEL_ARGUMENTS = "iomem=relaxed"
 SECONDS = 20.0  # a limit, not an expectation
 DRIVER = "/sys/bus/pci/drivers/nvme"
+
+
+def machine_options(environment: Environment) -> dict[str, Any]:
+    """What a Machine needs for all that is done here."""
+    return {
+        "modules": MODULES,
+        "tools": TOOLS,
+        "files": {"etc/mke2fs.conf": environment.guest_root / "etc/mke2fs.conf"},
+        "kernel_arguments": KERNEL_ARGUMENTS,
+    }
+
+
+def load(machine: Machine) -> None:
+    """Linux's nvme and ext4, and the checksum that ext4 asks the kernel for."""
+    machine.check("modprobe nvme; modprobe crc32c_generic; modprobe ext4")
 
 
 class Disk:
@@ -58,20 +78,23 @@ class Disk:
 
 
 class NvmeLab:
-    """A server and a guest with VDEVs ``shadow`` and ``direct``, of one parent whose ``store`` is a
-    file; each is called after its doorbells."""
+    """A server and a guest with ``vdevs``, in the order of QEMU's arguments. In the shared one they
+    are of one parent whose ``store`` is a file, and each is called after its doorbells."""
 
     VDEVS = ("shadow", "direct")
 
-    def __init__(self, server: Server, machine: Machine, store: Path) -> None:
+    def __init__(
+        self, server: Server, machine: Machine, store: Path, vdevs: tuple[str, ...] = VDEVS
+    ) -> None:
         self.server = server
         self.machine = machine
         self.store = store
+        self.vdevs = vdevs
 
     def disk(self, name: str) -> Disk:
         addresses = self.machine.check(f"lspci -D -n -d {NVME} | cut -d' ' -f1").split()
-        assert len(addresses) == len(self.VDEVS), self.machine.check("lspci -nn")
-        address = addresses[self.VDEVS.index(name)]  # in the order of QEMU's arguments
+        assert len(addresses) == len(self.vdevs), self.machine.check("lspci -nn")
+        address = addresses[self.vdevs.index(name)]
         return Disk(self.server, self.machine, name, address)
 
 

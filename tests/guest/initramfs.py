@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
+from tests.guest.lean import UNUSED, stand_in
 from vdcm.environment import Environment
 from vdcm.errors import PrerequisiteError
 
@@ -24,11 +25,7 @@ INIT = Path(__file__).with_name("init.sh")
 DEFAULT_MODULES = ("gpio-pci-idio-16", "nvme", "uio_pci_generic", "vfio-pci")
 _TOOLS = ("lspci", "setpci")  # every guest has a device to look at
 _LOADER = "ld-linux-x86-64.so.2"
-_LIBRARIES = (
-    "usr/lib/x86_64-linux-gnu",
-    "lib/x86_64-linux-gnu",
-    "usr/lib/x86_64-linux-gnu/ceph",  # where libraries of fio look for theirs
-)
+_LIBRARIES = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")
 
 
 class CpioWriter:
@@ -201,20 +198,26 @@ def _add_busybox(cpio: CpioWriter, root: Path, skip: set[str]) -> None:
 
 
 def _add_tools(cpio: CpioWriter, root: Path, tools: set[str]) -> None:
-    needed: set[Path] = set()
+    loader = _library(root, _LOADER)
+    added = {loader.name: loader.read_bytes()}
     for tool in sorted(tools):
         program = _find(root, tool)
         cpio.file(f"bin/{tool}", program.read_bytes(), 0o755)
-        needed.update(_libraries(root, program))
-    loader = _library(root, _LOADER)
-    for library in sorted(needed | {loader}, key=lambda path: path.name):
-        cpio.file(f"lib/x86_64-linux-gnu/{library.name}", library.read_bytes(), 0o755)
+        with tempfile.TemporaryDirectory() as folder:
+            instead = Path(folder)
+            for name in UNUSED.get(tool, ()):
+                (instead / name).write_bytes(stand_in(program, _library(root, name)))
+            for library in _libraries(root, program, instead):
+                added[library.name] = library.read_bytes()
+    for name, content in sorted(added.items()):
+        cpio.file(f"lib/x86_64-linux-gnu/{name}", content, 0o755)
     cpio.link(f"lib64/{_LOADER}", f"../lib/x86_64-linux-gnu/{_LOADER}")
 
 
-def _libraries(root: Path, program: Path) -> Iterator[Path]:
-    """What the guest root's own loader would load; the host's libraries must not slip in."""
-    search = ":".join(str(root / folder) for folder in _LIBRARIES)
+def _libraries(root: Path, program: Path, instead: Path) -> Iterator[Path]:
+    """What the guest root's own loader would load, had it what is in ``instead``; the host's
+    libraries must not slip in."""
+    search = ":".join(str(folder) for folder in (instead, *(root / name for name in _LIBRARIES)))
     listed = subprocess.run(
         [_library(root, _LOADER), "--library-path", search, "--list", program],
         capture_output=True,
@@ -223,7 +226,7 @@ def _libraries(root: Path, program: Path) -> Iterator[Path]:
         env={},
     ).stdout
     for path in re.findall(r"=> (\S+)", listed):
-        if not Path(path).is_relative_to(root):
+        if not any(Path(path).is_relative_to(place) for place in (root, instead)):
             raise PrerequisiteError(
                 f"{program.name} needs {Path(path).name}, which {root} lacks: "
                 "run ci/bootstrap --update"

@@ -98,8 +98,16 @@ def test_status(machine: Machine, entry: bytes, status: int) -> None:
         found.cid,
     )
     assert field >> 1 & 0x7FF == status
-    if status == LBA_RANGE and entry[0] != ZEROES:
-        assert lba in (0, struct.unpack_from("<Q", entry, 40)[0])
+    has_lba = entry[0] in (READ, WRITE, COMPARE, ZEROES, VERIFY)
+    assert lba == (struct.unpack_from("<Q", entry, 40)[0] if has_lba else 0)
+
+
+def test_a_refused_command_is_told_of_with_its_own_block(machine: Machine) -> None:
+    assert machine.one(command(READ, prp1=A, slba=7)) == 0
+    for slba in (BLOCKS, 1 << 40):
+        machine.reports.clear()
+        assert machine.one(command(READ, prp1=A, slba=slba)) == LBA_RANGE
+        assert struct.unpack_from("<Q", machine.reports[0][1])[0] == slba
 
 
 def test_mdts(machine: Machine) -> None:

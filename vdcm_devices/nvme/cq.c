@@ -115,10 +115,25 @@ static void keep_event_away(nvme_sq *q)
 
 /* ---- completions ----------------------------------------------------------------------------- */
 
+/* Starting LBA, of commands that have one: what was refused may never have come to be t->at. */
+static uint64_t first_block(const nvme_task *t)
+{
+    switch (t->c.opcode) {
+    case NVME_READ:
+    case NVME_WRITE:
+    case NVME_COMPARE:
+    case NVME_WRITE_ZEROES:
+    case NVME_VERIFY:
+        return (uint64_t)t->c.cdw11 << 32 | t->c.cdw10;
+    default:
+        return 0;
+    }
+}
+
 static bool report(nvme_sq *q, const nvme_task *t, int status)
 {
     const nvme_error error = {
-        .lba = t->n != NULL && t->c.opcode != NVME_FLUSH ? t->at >> t->n->shift : 0,
+        .lba = first_block(t),
         .nsid = t->c.nsid,
         .sqid = (uint16_t)q->id,
         .cid = t->c.cid,
