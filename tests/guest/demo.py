@@ -1,5 +1,5 @@
 """The demo: Linux's own gpio-pci-idio-16 drives a card that vdcm serves, a user-space driver two
-software DSAs, and Linux's own idxd a third one. Run by ci/demo.
+software DSAs, Linux's own idxd a third one, and its nvme a disk. Run by ci/demo.
 
 python -m tests.guest.demo [BEGIN]     BEGIN: when the demo began, in seconds since the epoch
 """
@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from tests.guest import demo_dsa, demo_idxd, gpio, idxd
+from tests.guest import demo_dsa, demo_idxd, demo_nvme, disk, gpio, idxd
 from tests.guest.gpio import Edge, Gpio
 from tests.guest.lab import CARD, MODULES, address_of, driven, interrupts_of
 from tests.guest.machine import GuestError, Machine, vfio_user
@@ -23,7 +23,7 @@ from tests.guest.server import Server, ServerError
 from vdcm.environment import Environment, load_environment
 from vdcm.errors import PrerequisiteError, VdcmError
 
-ATTACHED = ("gpio0", *demo_idxd.VDEVS)
+ATTACHED = ("gpio0", *demo_idxd.VDEVS, *demo_nvme.VDEVS)
 OUTPUTS = range(16)
 INPUTS = range(16, 32)
 SIDE = {"vdcm": "  vdcm   ", "guest": "  guest  "}
@@ -96,6 +96,9 @@ def demo(environment: Environment, server: Server, machine: Machine) -> None:
     title("11. the guest's kernel copies with it, from many threads")
     demo_idxd.show_copies(server, machine, say, expect)
 
+    title("12. the guest's own nvme: a file system on a virtual disk")
+    demo_nvme.show_file_system(server, machine, say, expect)
+
 
 def show_outputs(server: Server, gpio: Gpio) -> None:
     gpio.set(dict.fromkeys(OUTPUTS, 0))
@@ -156,8 +159,9 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vdcm-demo-")))
-        vdevs = {"gpio0": {"type": "pcie-idio-16"}, **demo_dsa.VDEVS, **demo_idxd.VDEVS}
-        server = Server(folder, vdevs)
+        vdevs = {**demo_dsa.VDEVS, **demo_idxd.VDEVS, **demo_nvme.VDEVS}
+        vdevs = {"gpio0": {"type": "pcie-idio-16"}, **vdevs}
+        server = Server(folder, vdevs, demo_nvme.parents(folder))
         stack.callback(server.kill)  # in case that it does not stop
         print("demo         building modules for the guest's kernel", flush=True)
         machine = Machine(
@@ -165,9 +169,9 @@ def main(arguments: Sequence[str]) -> int:
             log_dir=folder,
             devices=[a for name in ATTACHED for a in vfio_user(server.socket(name))],
             cpus=4,
-            modules=(*MODULES, *idxd.MODULES),
-            tools=(*gpio.TOOLS, *idxd.TOOLS),
-            files=demo_idxd.files(environment, folder),
+            modules=(*MODULES, *idxd.MODULES, *disk.MODULES),
+            tools=(*gpio.TOOLS, *idxd.TOOLS, *demo_nvme.TOOLS),
+            files={**demo_idxd.files(environment, folder), **demo_nvme.files(environment)},
         )
         stack.callback(machine.stop)
         try:
