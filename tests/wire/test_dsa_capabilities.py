@@ -3,6 +3,7 @@ refused as the specification says (9.2.2, 9.2.3, 9.2.6)."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,8 @@ from dsa_machine import descriptor
 from vdcm_devices.dsa.codes import Command
 
 SUCCESS, UNSUPPORTED, BAD_FLAGS, BAD_SIZE, BAD_COUNT = 0x01, 0x10, 0x11, 0x13, 0x14
+WRITE_FAULT = 0x83
+SOURCE = 1 << 40
 COMPARE, DUALCAST, CRC, CACHE_FLUSH = 0x05, 0x09, 0x10, 0x20
 BLOCK_ON_FAULT, CACHE_CONTROL, STRICT_ORDERING, READBACK = 1 << 1, 1 << 8, 1 << 13, 1 << 14
 DURABLE = 1 << 5  # Cache Control 3 alone
@@ -198,3 +201,32 @@ def test_the_largest_limits_are_taken(dsa: DsaClient) -> None:
     assert dsa.run(0, BATCH, source=dsa.memory.base, size=(1 << batch) + 1).status == BAD_COUNT
     assert dsa.run(0, MOVE, size=1 << transfer).status != BAD_SIZE, "nothing is there"
     dsa.start()
+
+
+def test_the_largest_transfer_is_carried_out(lab: Lab) -> None:
+    """To its last byte. The test has not that much memory: the ranges of each side are all the
+    same pages."""
+    vdev = lab.vdev()
+    dsa = lab.client(vdev)
+    size = 1 << gencap(dsa, 16, 5)
+    dsa.start([Wq(dsa.total_size, max_transfer=gencap(dsa, 16, 5))])
+    piece = size // 128
+    source, target = SOURCE, SOURCE + 2 * size
+    content = bytes(range(256)) * 16
+    files = [os.memfd_create(name) for name in ("source", "target")]
+    for file, base in zip(files, (source, target), strict=True):
+        os.ftruncate(file, piece)
+        for at in range(0, size, piece):
+            dsa.client.dma_map(base + at, piece, file)
+    for at in (0, piece // 2, piece - len(content)):
+        os.pwrite(files[0], content, at)
+    done = dsa.run(0, MOVE, source=source, destination=target, size=size)
+    assert done.status == SUCCESS
+    for at in (0, piece // 2, piece - len(content)):
+        assert os.pread(files[1], len(content), at) == content
+    for file in files:
+        os.close(file)
+    (adi,) = vdev.adis
+    assert lab.run(lambda: adi.driver.counters(adi))["bytes"] == size == 2 << 30
+    lost = dsa.run(0, MOVE, source=source, destination=target + 1, size=size)
+    assert (lost.status, lost.completed) == (WRITE_FAULT, size - 1)
