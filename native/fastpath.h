@@ -47,8 +47,8 @@ typedef struct vdcm_services {
     /*
      * The memory at `address` in the address space of host PASID `pasid`: *memory and the number of
      * bytes *here that lie there in one piece (1 <= *here <= length). It stays mapped until leave().
-     * -EPERM: no PASID, or one that is not this ADI's, or the VDEV is no bus master. -EFAULT: not mapped. -EACCES: not permitted.
-     * -ENXIO: announced by the guest, but not shared with us.
+     * -EPERM: no PASID, or one that is not this ADI's, or the VDEV is no bus master. -EFAULT: not
+     * mapped. -EACCES: not permitted. -ENXIO: announced by the guest, but not shared with us.
      */
     int (*reach)(vdcm_worker *worker, uint32_t pasid, uint64_t address, uint64_t length,
                  bool write, void **memory, uint64_t *here);

@@ -1,8 +1,9 @@
 /*
- * One message: to access.c, to libvfio-user, or answered here. Here are those that carry descriptors
- * in either direction: GET_REGION_INFO (stock QEMU takes one descriptor per region, libvfio-user
- * sends one per area), DMA_MAP and DMA_UNMAP (libvfio-user of 2022 holds 16 ranges), SET_IRQS (it
- * keeps one table of eventfds for all kinds of interrupt) and with it GET_IRQ_INFO.
+ * One message: to access.c, to libvfio-user (GET_INFO and DEVICE_RESET), or answered here. Here are
+ * those that carry descriptors in either direction: GET_REGION_INFO (stock QEMU takes one descriptor
+ * per region, libvfio-user sends one per area), DMA_MAP and DMA_UNMAP (libvfio-user of 2022 holds 16
+ * ranges), SET_IRQS (it keeps one table of eventfds for all kinds of interrupt) and with it
+ * GET_IRQ_INFO.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -19,7 +20,7 @@
 #include "session.h"
 
 int vdcm_answer(vdcm_session *s, const struct vdcm_header *request, int error,
-                  const void *payload, size_t length, int fd)
+                const void *payload, size_t length, int fd)
 {
     struct vdcm_header header = {
         .id = request->id,
@@ -175,7 +176,8 @@ static void tell(vdcm_session *s, uint32_t index, int action, uint32_t start, ui
     }
 }
 
-static int bind_eventfds(vdcm_session *s, const struct vdcm_message *message, const struct vfio_irq_set *set)
+static int bind_eventfds(vdcm_session *s, const struct vdcm_message *message,
+                         const struct vfio_irq_set *set)
 {
     struct vectors *kind = &s->kinds[set->index];
 

@@ -107,7 +107,6 @@ def noop(**fields: Any) -> bytes:
     return op("NOOP", **fields)
 
 
-DIF_TAGS = struct.pack("<BBBxI", 0, 0, 0, 0)
 # Name, descriptor; bytes of source 1, source 2, destination 1 and destination 2, by hand.
 PROGRAM: list[tuple[str, bytes, tuple[int, int, int, int]]] = [
     ("NOOP", noop(), (0, 0, 0, 0)),

@@ -1,4 +1,5 @@
-"""A real server process for each test that asks for one; its log appears when the test fails."""
+"""A server for each test that asks for one: a process, whose log appears when the test fails, or a
+thread."""
 
 from __future__ import annotations
 
@@ -6,7 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from vdev_host import Everything, Host
 from wire_server import Server
+
+from vdcm.client import Client
+from vdcm.vdev import VdevState
 
 
 @pytest.fixture
@@ -23,6 +28,29 @@ def serve(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[.
     yield start
     for server in servers:
         server.close()
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    """A server in a thread of the test's own process, which has nothing to complain of."""
+    host = Host(tmp_path)
+    yield host
+    host.close()
+    assert host.complaints == []
+
+
+@pytest.fixture
+def vdev(host: Host) -> Everything:
+    made: Everything = host.serve()
+    return made
+
+
+@pytest.fixture
+def client(host: Host, vdev: Everything) -> Iterator[Client]:
+    """Of ``vdev``, where a module has none of its own."""
+    assert vdev.state is VdevState.READY
+    with host.connect() as client:
+        yield client
 
 
 SERVERS = pytest.StashKey[list[Server]]()

@@ -20,7 +20,7 @@ from vdcm.control import ControlClient
 
 class Daemon:
     """``document`` is its definition file, if it has one. A context manager: it is started, and at
-    the end it is stopped and has to end well, unless it was killed."""
+    the end it is stopped and has to end well, unless it has been ended."""
 
     def __init__(self, folder: Path, document: Mapping[str, Any] | None = None) -> None:
         self.folder = folder
@@ -86,22 +86,30 @@ class Daemon:
 
     def kill(self) -> None:
         """SIGKILL: nothing is cleaned up."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.wait()
+        if self._process is not None:
+            self.end(signal.SIGKILL)
 
-    def stop(self) -> None:
-        """SIGTERM, and check that it ends as it should; nothing if it has been killed."""
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Its exit code."""
+        assert self._process is not None, "it is not running"
+        self._process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Its exit code, when it has ended by itself."""
         process, self._process = self._process, None
-        if process is None:
-            return
-        process.send_signal(signal.SIGTERM)
+        assert process is not None, "it is not running"
         try:
-            code = process.wait(STOP_TIME)
+            return process.wait(STOP_TIME)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            raise AssertionError(f"SIGTERM does not end the daemon\n{self.log}") from None
+            raise AssertionError(f"the daemon does not end\n{self.log}") from None
+
+    def stop(self) -> None:
+        """SIGTERM, and check that it ends as it should; nothing if it has ended already."""
+        if self._process is None:
+            return
+        code = self.end()
         assert code == 0, f"the daemon ended with {code}\n{self.log}"
         assert not list(self.folder.glob("**/*.sock")), "it left sockets behind"

@@ -7,7 +7,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from vdev_host import PBA, TABLE, VECTORS, Everything, Host
@@ -206,20 +205,6 @@ def test_next_client_inherits_no_interrupt(serve: Callable[..., Server]) -> None
 
 
 # Messages of ADIs: raised by the test's own thread, as a sweep would.
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    host = Host(tmp_path)
-    yield host
-    host.close()
-    assert host.complaints == []
-
-
-@pytest.fixture
-def vdev(host: Host) -> Everything:
-    made: Everything = host.serve()
-    return made
 
 
 @pytest.fixture

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import pytest
 from mailbox_model import AREA, DATA, VECTOR, Driver, Letterbox
@@ -15,14 +13,6 @@ from vdcm.client import Client, Irq, MappedArea, Region
 from vdcm.errors import ProtocolError
 
 SHARED = pytest.mark.parametrize("shared", [True, False], ids=["memory", "intercepted"])
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    host = Host(tmp_path)
-    yield host
-    host.close()
-    assert host.complaints == []
 
 
 def serve(host: Host, *, shared: bool) -> Letterbox:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import pytest
 from wire_server import retry_while_busy
 
 from vdcm import (
@@ -24,8 +26,10 @@ from vdcm import (
     Vdev,
 )
 from vdcm.bars import PAGE
-from vdcm.client import Client
+from vdcm.client import Client, Region
+from vdcm.errors import ProtocolError
 from vdcm.transport import Transport
+from vdcm.vdev import VdevState
 
 Result = TypeVar("Result")
 
@@ -33,6 +37,9 @@ DIRECT, MEMORY, STATUS, TABLE, PBA = (page * PAGE for page in range(1, 6))
 SIZE = 8 * PAGE
 WIDE = 1 << 31  # bytes of the 64-bit BAR
 VECTORS = 4
+# Offsets of its registers.
+SCRATCH, DMA_ADDRESS, DMA_COMMAND, DMA_DATA = 0x00, 0x08, 0x10, 0x14
+SIGNAL, LINE, ACTION, REFUSED, COUNTED = 0x18, 0x1C, 0x20, 0x24, 0x28
 
 
 class Registers(RegisterMap):
@@ -168,3 +175,29 @@ class Host:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(60)
         self.loop.close()
+
+
+# What tests do with it.
+
+
+def wait_until_ready(vdev: Vdev) -> None:
+    """Until it has no client any more."""
+    deadline = time.monotonic() + 20
+    while vdev.state is not VdevState.READY or vdev.session is not None:
+        assert time.monotonic() < deadline, f"{vdev.name} is {vdev.state}"
+        time.sleep(0.01)
+
+
+def bar0(client: Client, offset: int, width: int = 4) -> int:
+    return client.read(Region.BAR0, offset, width)
+
+
+def put(client: Client, offset: int, value: int, width: int = 4) -> None:
+    client.write(Region.BAR0, offset, width, value)
+
+
+def refused(client: Client, offset: int, value: int = 1) -> int:
+    """The errno of a write to BAR 0."""
+    with pytest.raises(ProtocolError) as caught:
+        put(client, offset, value)
+    return caught.value.errno

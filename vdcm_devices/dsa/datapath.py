@@ -20,8 +20,6 @@ MAX_TRANSFER: Final[int] = lib.DSA_MAX_TRANSFER_SHIFT
 MAX_BATCH: Final[int] = lib.DSA_MAX_BATCH_SHIFT
 REPORT_SWERROR: Final[int] = lib.DSA_REPORT_SWERROR
 """Code of a report with the 32 bytes of SWERROR."""
-REPORT_OVERFLOW: Final[int] = lib.DSA_REPORT_OVERFLOW
-"""Code of a report that there is something for ``Perfmon.look``."""
 OPERATIONS: Final = sum(1 << getattr(lib, name) for name in dir(lib) if name.startswith("DSA_OP_"))
 """A bit for each operation that is implemented."""
 ANY_PASID: Final = 0xFFFF_FFFF

@@ -86,13 +86,11 @@ enum {
     DSA_STATUS_READBACK_FAULT = 0x1f,
     DSA_STATUS_TRANSLATION = 0x22,
     DSA_STATUS_WRITE = 0x80, /* beside a page fault: the access was a write (8.2.1) */
-    DSA_ERROR_COMMAND_ACTIVE = 0x52,
     DSA_ERROR_QUEUE_FULL = 0x53
 };
 
 /* General capabilities (GENCAP, 9.2.2): the bits that descriptors depend on. */
 enum {
-    DSA_CAP_BLOCK_ON_FAULT = 0x0001,
     DSA_CAP_OVERLAPPING_COPY = 0x0002,
     DSA_CAP_CACHE_CONTROL_MEMORY = 0x0004,
     DSA_CAP_CACHE_CONTROL_FLUSH = 0x0008,
