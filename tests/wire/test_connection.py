@@ -11,10 +11,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from wire_registers import ID, PAGE, SLEEP_KEY, Bar, Reg
 from wire_server import STOP_TIME, Server
 
@@ -222,27 +225,68 @@ def test_requests_may_be_sent_ahead_of_one_with_a_descriptor(serve: Serve) -> No
     assert [reply.error for reply in replies] == [0, 0, 0, 0, errno.EOPNOTSUPP, 0, 0]
 
 
-@pytest.mark.parametrize("arrived", [1, 15, 16, 47, 48])
-def test_requests_with_descriptors_may_follow_each_other(serve: Serve, arrived: int) -> None:
-    """Also where a read ends in the middle of the first, of which ``arrived`` bytes are in it."""
-    sleep = protocol.REGION_ACCESS.pack(Reg.SLEEP, Bar.REGISTERS, 8)
-    sleep += (SLEEP_KEY << 32 | 200).to_bytes(8, "little")
-    filler = bytes(8192 - arrived - protocol.HEADER.size)
-    fd = os.memfd_create("guest")
-    os.ftruncate(fd, PAGE)
-    with raw_connection(serve().paths[0]) as connection:
+@pytest.fixture
+def raw(serve: Serve) -> Iterator[socket.socket]:
+    with raw_connection(serve(count=1).paths[0]) as connection:
         connection.sendall(hello())
         read_reply(connection)
-        connection.sendall(protocol.message(Command.REGION_WRITE, sleep, 0))
-        time.sleep(0.05)  # it has been read, and what follows waits together
-        connection.sendall(protocol.message(99, filler, 1))
-        for number in range(2, 6):
-            payload = protocol.DMA_MAP.pack(32, 3, 0, number * PAGE, PAGE)
-            connection.sendmsg([protocol.message(Command.DMA_MAP, payload, number)], descriptor(fd))
-        replies = [read_reply(connection)[0] for _ in range(6)]
+        yield connection
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A message in one call or in two: ``cut`` bytes in the first. Without a ``size`` it maps
+    memory, whose descriptor comes with the first part or with the last."""
+
+    size: int | None
+    cut: int = 0
+    last: bool = False
+
+    def send(self, connection: socket.socket, number: int, fd: int) -> None:
+        if self.size is None:
+            where = protocol.DMA_MAP.pack(32, 3, 0, number * PAGE, PAGE)
+            data = protocol.message(Command.DMA_MAP, where, number)
+        else:
+            data = protocol.message(99, bytes(self.size), number)
+        parts = [data[: self.cut], data[self.cut :]] if 0 < self.cut < len(data) else [data]
+        for part in parts:
+            carries = self.size is None and part is parts[-1 if self.last else 0]
+            assert connection.sendmsg([part], descriptor(fd) if carries else []) == len(part)
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    st.lists(
+        st.builds(Sent, st.none() | st.integers(0, 9000), st.integers(0, 60), st.booleans()),
+        max_size=24,
+    )
+)
+# A read ends in the middle of a message with a descriptor, and more of these are behind it.
+@example([Sent(8192 - 16 - 1), *[Sent(None)] * 3])
+@example([Sent(8192 - 16 - 15), *[Sent(None)] * 3])
+@example([Sent(8192 - 16 - 16), *[Sent(None)] * 3])
+@example([Sent(8192 - 16 - 47), *[Sent(None)] * 3])
+def test_descriptors_come_with_their_messages(raw: socket.socket, sent: list[Sent]) -> None:
+    """However these were sent, and wherever a read ends."""
+    sleep = protocol.REGION_ACCESS.pack(Reg.SLEEP, Bar.REGISTERS, 8)
+    sleep += (SLEEP_KEY << 32 | 30).to_bytes(8, "little")
+    fd = os.memfd_create("guest")
+    os.ftruncate(fd, PAGE)
+    raw.sendall(protocol.message(Command.REGION_WRITE, sleep, 0))
+    time.sleep(0.01)  # it has been read, and what follows waits together
+    for number, message in enumerate(sent, 1):
+        message.send(raw, number, fd)
     os.close(fd)
-    assert [reply.message_id for reply in replies] == list(range(6))
-    assert [reply.error for reply in replies] == [0, errno.EOPNOTSUPP, 0, 0, 0, 0]
+    unmap = protocol.DMA_UNMAP.pack(24, protocol.UnmapFlags.ALL, 0, 0)
+    raw.sendall(protocol.message(Command.DMA_UNMAP, unmap, len(sent) + 1))
+    replies = [read_reply(raw)[0] for _ in range(len(sent) + 2)]
+    assert [reply.message_id for reply in replies] == list(range(len(sent) + 2))
+    errors = [0 if message.size is None else errno.EOPNOTSUPP for message in sent]
+    assert [reply.error for reply in replies] == [0, *errors, 0]
 
 
 @pytest.mark.parametrize("command", [Command.REGION_READ, Command.DEVICE_RESET])

@@ -23,6 +23,7 @@ from dsa_client import (
 from dsa_lab import PORTALS, Lab
 
 from vdcm.adi import Adi
+from vdcm.client import Region
 from vdcm.mailbox import MailboxCode
 from vdcm.pasid import PASIDS
 from vdcm_devices.dsa.codes import Command, CommandError, WqMode, WqState
@@ -85,6 +86,34 @@ def test_a_full_queue_answers_retry_to_all_who_share_it(lab: Lab) -> None:
     pair.resume(0)
     assert [pair.clients[0].wait(at or 0).status for at in [*mine, again]] == [1] * 4
     assert pair.clients[0].read(0xC0, 8) == 0, "retry is no error"
+
+
+@pytest.mark.parametrize("observed", [False, True])
+def test_stores_of_one_message_are_told_of_a_retry_by_their_count(lab: Lab, observed: bool) -> None:
+    """Of a descriptor's eight stores the last one is deferred; posted ones can be told nothing, and
+    what they made is lost. Nothing of either is left in the slot."""
+    pair = Pair(lab)
+    pair.suspend()
+    if observed:
+        lab.host.run(setattr, pair.vdevs[0], "observer", lambda _line: None)
+    dsa = pair.clients[0]
+    data, record = dsa.prepare(NOOP, pasid=10)
+    words = [int.from_bytes(data[at : at + 8], "little") for at in range(0, 64, 8)]
+    stores = [(int(Region.BAR2), 8 * i, 8, word) for i, word in enumerate(words)]
+    (adi, _) = pair.adis
+    while pair.submit(0) is not None:
+        pass
+    before = lab.run(lambda: adi.driver.counters(adi))
+    assert dsa.client.write_multi(stores * 2) == 7
+    dsa.client.write_multi(stores * 2, post=True)
+    assert dsa.occupancy(0)  # an answer behind them
+    after = lab.run(lambda: adi.driver.counters(adi))
+    assert (after["accepted"], after["retried"]) == (before["accepted"], before["retried"] + 3)
+    pair.resume(0)
+    while dsa.occupancy(0):
+        pass
+    assert dsa.client.write_multi(stores) == 8
+    assert dsa.wait(record).status == 1
 
 
 def test_limited_portals_leave_room(lab: Lab) -> None:
