@@ -9,9 +9,6 @@
 
 #include "engine.h"
 
-enum { DEFAULT_WEIGHT = 16 };
-#define MAX_RATE (UINT64_C(1) << 50)
-
 /* ---- what a device's C calls ------------------------------------------------------------------ */
 
 static bool may_use(const vdcm_adi *a, uint32_t pasid)
@@ -127,9 +124,47 @@ uintptr_t vdcm_services_table(void)
     return (uintptr_t)&services;
 }
 
+/* ---- groups ----------------------------------------------------------------------------------- */
+
+vdcm_limit *vdcm_limit_new(void)
+{
+    return calloc(1, sizeof(vdcm_limit));
+}
+
+void vdcm_limit_free(vdcm_limit *limit)
+{
+    free(limit);
+}
+
+vdcm_group *vdcm_group_new(vdcm_sweep *s, vdcm_limit *limit)
+{
+    vdcm_group *g = calloc(1, sizeof(*g));
+
+    if (g != NULL) {
+        g->sweep = s;
+        g->share = (vdcm_share){.ring = &s->active, .limit = limit, .weight = VDCM_DEFAULT_WEIGHT};
+    }
+    return g;
+}
+
+void vdcm_group_free(vdcm_group *g)
+{
+    if (g != NULL) {
+        vdcm_sweep_lock(g->sweep);
+        vdcm_deactivate(&g->share);
+        vdcm_sweep_unlock(g->sweep);
+        free(g);
+    }
+}
+
+int vdcm_group_set_weight(vdcm_group *g, uint32_t weight)
+{
+    return vdcm_share_weigh(g->sweep, &g->share, weight);
+}
+
 /* ---- ADIs ------------------------------------------------------------------------------------- */
 
-vdcm_adi *vdcm_adi_new(vdcm_sweep *s, uint64_t id)
+vdcm_adi *vdcm_adi_new(vdcm_sweep *s, vdcm_group *group, uint64_t id)
 {
     vdcm_adi *a = calloc(1, sizeof(*a));
 
@@ -137,7 +172,11 @@ vdcm_adi *vdcm_adi_new(vdcm_sweep *s, uint64_t id)
         a->sweep = s;
         a->id = id;
         a->primary = a->secondary = VDCM_NO_PASID;
-        a->weight = DEFAULT_WEIGHT;
+        a->share = (vdcm_share){.ring = group != NULL ? &group->share.active : &s->active,
+                                .group = group != NULL ? &group->share : NULL,
+                                .adi = a,
+                                .limit = &a->limit,
+                                .weight = VDCM_DEFAULT_WEIGHT};
     }
     return a;
 }
@@ -153,7 +192,7 @@ void vdcm_adi_free(vdcm_adi *a)
         vdcm_queue_free(a->queues);
     }
     vdcm_sweep_lock(a->sweep);
-    vdcm_deactivate(a);
+    vdcm_deactivate(&a->share);
     for (link = &a->sweep->ready; *link != NULL; link = &(*link)->next_ready) {
         if (*link == a) {
             *link = a->next_ready;
@@ -214,18 +253,10 @@ int vdcm_adi_set_messages(vdcm_adi *a, vdcm_ims *ims, const uint32_t *entries, u
 
 int vdcm_adi_set_qos(vdcm_adi *a, uint32_t weight, uint64_t rate)
 {
-    if (weight < 1 || weight > VDCM_MAX_WEIGHT || rate > MAX_RATE) {
+    if (weight < 1 || weight > VDCM_MAX_WEIGHT || vdcm_limit_set(&a->limit, rate) != 0) {
         return -EINVAL;
     }
-    vdcm_sweep_lock(a->sweep);
-    a->weight = weight;
-    a->rate = rate;
-    a->tokens = 0;
-    a->fraction = 0;
-    a->refilled = 0; /* long ago: it begins with a burst */
-    vdcm_sweep_unlock(a->sweep);
-    vdcm_sweep_wake(a->sweep);
-    return 0;
+    return vdcm_share_weigh(a->sweep, &a->share, weight);
 }
 
 size_t vdcm_adi_reports(vdcm_adi *a, vdcm_adi_report *out, size_t max)
@@ -326,7 +357,7 @@ void vdcm_queue_set_state(vdcm_queue *q, int state)
     }
     vdcm_queue_look_drained(q);
     if (vdcm_runnable(q)) {
-        vdcm_activate(q->adi);
+        vdcm_activate(&q->adi->share);
     }
     vdcm_sweep_unlock(s);
     vdcm_sweep_wake(s);

@@ -89,7 +89,7 @@ static void look_at_kicked(vdcm_sweep *s, uint64_t now)
             q->idle_since = now;
             (void)vdcm_look(q, now);
         } else if (vdcm_runnable(q)) {
-            vdcm_activate(q->adi);
+            vdcm_activate(&q->adi->share);
         }
         q = next;
     }

@@ -32,6 +32,34 @@ struct vdcm_queue {
     struct vdcm_queue *next_kicked;
 };
 
+/* A token bucket. Groups on several sweeps may have one in common. */
+struct vdcm_limit {
+    atomic_flag lock;
+    _Atomic uint64_t rate; /* units a second, 0: no limit */
+    int64_t tokens;        /* units that it allows now */
+    uint64_t fraction;     /* of one more token, in parts of 10^9 */
+    uint64_t refilled;     /* ns, when tokens were last added */
+};
+
+/* Who takes part in rounds: an ADI, or a group of them. */
+typedef struct vdcm_share {
+    struct vdcm_share **ring; /* where it takes part: those with work; the one whose turn it is */
+    struct vdcm_share *group; /* whose ring that is; NULL: the sweep's */
+    struct vdcm_share *active; /* a group: its own ring */
+    vdcm_adi *adi;             /* NULL: a group */
+    vdcm_limit *limit;
+    uint32_t weight;
+    int64_t deficit; /* units that it may do in this round */
+    bool in_ring;
+    struct vdcm_share *previous;
+    struct vdcm_share *next;
+} vdcm_share;
+
+struct vdcm_group {
+    vdcm_sweep *sweep;
+    vdcm_share share;
+};
+
 struct vdcm_adi {
     vdcm_sweep *sweep;
     uint64_t id;
@@ -44,15 +72,8 @@ struct vdcm_adi {
     uint32_t n_messages;
 
     /* arbiter.c */
-    uint32_t weight;
-    uint64_t rate;    /* units a second, 0: no limit */
-    int64_t tokens;   /* units that the rate limit allows now */
-    uint64_t fraction; /* of one more token, in parts of 10^9 */
-    uint64_t refilled; /* ns, when tokens were last added */
-    int64_t deficit;  /* units that it may do in this round */
-    bool active;      /* in the sweep's ring of ADIs with work */
-    vdcm_adi *previous_active;
-    vdcm_adi *next_active;
+    vdcm_share share;
+    vdcm_limit limit;
     vdcm_queue *queues;
     vdcm_queue *turn; /* the queue whose turn it is */
 
@@ -79,7 +100,7 @@ struct vdcm_sweep {
     size_t reserved; /* queues that may be there */
     size_t cursor;   /* the next one to look at */
     size_t in_vain;  /* looks since there was work last */
-    vdcm_adi *active; /* ring; the one whose turn it is */
+    vdcm_share *active; /* ring of groups, and of ADIs without one; the one whose turn it is */
     vdcm_adi *ready;
     int event_fd;
 
@@ -119,8 +140,11 @@ void vdcm_adi_is_ready(vdcm_adi *a);
 
 /* ---- arbiter.c ---- */
 
-void vdcm_activate(vdcm_adi *a);
-void vdcm_deactivate(vdcm_adi *a);
+/* It has work, or none. */
+void vdcm_activate(vdcm_share *share);
+void vdcm_deactivate(vdcm_share *share);
+/* 0 or -EINVAL. */
+int vdcm_share_weigh(vdcm_sweep *s, vdcm_share *share, uint32_t weight);
 bool vdcm_runnable(const vdcm_queue *q);
 /* Look at `queue` (RUNNING): accept what is there, and make its ADI active. True: there is work. */
 bool vdcm_look(vdcm_queue *queue, uint64_t now);

@@ -20,6 +20,8 @@
 /* cffi: begin */
 
 typedef struct vdcm_sweep vdcm_sweep;
+typedef struct vdcm_limit vdcm_limit;
+typedef struct vdcm_group vdcm_group;
 typedef struct vdcm_adi vdcm_adi;
 typedef struct vdcm_queue vdcm_queue;
 
@@ -32,6 +34,7 @@ enum {
 enum {
     VDCM_REPORTS = 16, /* of one ADI that wait for the host driver; more are counted and lost */
     VDCM_MAX_WEIGHT = 255,
+    VDCM_DEFAULT_WEIGHT = 16,
     VDCM_MAX_MESSAGES = 2048 /* of one ADI */
 };
 
@@ -67,8 +70,22 @@ void vdcm_sweep_count(vdcm_sweep *s, vdcm_sweep_counters *out);
 
 /* ---- adi.c: assignable device interfaces ----------------------------------------------------- */
 
-/* `id` is how vdcm_sweep_ready() names it. NULL without memory. */
-vdcm_adi *vdcm_adi_new(vdcm_sweep *s, uint64_t id);
+/*
+ * ADIs that have one weight and one rate limit together, as those of one VDEV have: however many of
+ * them want something, they get no more than one would. Groups on several sweeps may have a limit in
+ * common; it outlives them, and a group its ADIs. NULL without memory.
+ */
+vdcm_limit *vdcm_limit_new(void);
+void vdcm_limit_free(vdcm_limit *limit);
+/* Units a second at most, of all who have it together; 0: no limit, and so it begins. 0 or -EINVAL. */
+int vdcm_limit_set(vdcm_limit *limit, uint64_t rate);
+vdcm_group *vdcm_group_new(vdcm_sweep *s, vdcm_limit *limit);
+void vdcm_group_free(vdcm_group *g);
+/* Share under contention with other groups and ADIs without one: 1 to VDCM_MAX_WEIGHT. 0 or -EINVAL. */
+int vdcm_group_set_weight(vdcm_group *g, uint32_t weight);
+
+/* In a group, or NULL. `id` is how vdcm_sweep_ready() names it. NULL without memory. */
+vdcm_adi *vdcm_adi_new(vdcm_sweep *s, vdcm_group *group, uint64_t id);
 /* Frees its queues with it. */
 void vdcm_adi_free(vdcm_adi *a);
 /* Host PASIDs or VDCM_NO_PASID; only host software calls this (Scalable IOV, 2.6). */
@@ -80,7 +97,8 @@ void vdcm_adi_set_bus_master(vdcm_adi *a, bool enabled);
 void vdcm_adi_set_guest_pasids(vdcm_adi *a, vdcm_pasid_map *map);
 /* Its interrupt messages: entries of `ims`, in the order in which the device counts them. */
 int vdcm_adi_set_messages(vdcm_adi *a, vdcm_ims *ims, const uint32_t *entries, uint32_t count);
-/* Share under contention (1 to VDCM_MAX_WEIGHT), and units a second at most (0: no limit). */
+/* Share under contention with others of its group (1 to VDCM_MAX_WEIGHT), and units a second at most
+ * (0: no limit). */
 int vdcm_adi_set_qos(vdcm_adi *a, uint32_t weight, uint64_t rate);
 
 typedef struct {

@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from vdcm.ims import ImsEntry
-from vdcm.sweep import AdiPath, Report
+from vdcm.sweep import DEFAULT_WEIGHT, AdiPath, Report
 
 if TYPE_CHECKING:
     from vdcm.host import HostDriver
-
-DEFAULT_WEIGHT: Final = 16
 
 
 @dataclass(frozen=True)

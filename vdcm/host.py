@@ -22,7 +22,7 @@ from vdcm.function import ParentFunction
 from vdcm.ims import ImsEntry, ImsStorage
 from vdcm.pasid import PASIDS, GuestPasids
 from vdcm.pci import Ats, Pri
-from vdcm.sweep import QueueState, Sweep
+from vdcm.sweep import Group, QueueState, Sweep
 
 IMS: Final = "ims"
 """Interrupt messages, as a resource (2.5.1)."""
@@ -80,6 +80,7 @@ class HostDriver:
         self._numbers = count()
         self._workers = workers
         self._sweeps: list[Sweep] = []
+        self._groups: dict[str, Group] = {}
         self._channels: set[str] = set()
         function.enable()
 
@@ -152,7 +153,8 @@ class HostDriver:
                     "or give the parent more"
                 )
         index = next(self._numbers)
-        path = self._sweep_for(owner).adi(lambda _path: self._on_event(adi))
+        group = self._groups.setdefault(owner, Group())
+        path = self._sweep_for(owner).adi(lambda _path: self._on_event(adi), group)
         adi = Adi(self, kind, index, owner, path)
         try:
             adi.messages = [self.ims.allocate() for _ in range(kind.messages)]
@@ -162,6 +164,7 @@ class HostDriver:
             path.close()
             for entry in adi.messages:
                 entry.release()
+            self._close_group(owner)
             raise
         self._used.update(kind.requirements)
         self.adis[index] = adi
@@ -237,6 +240,7 @@ class HostDriver:
         adi.messages = []
         self._used.subtract(adi.type.requirements)
         del self.adis[adi.index]
+        self._close_group(adi.owner)
         self._drained(adi)
 
     def reset_function(self) -> None:
@@ -306,12 +310,21 @@ class HostDriver:
         return owner in self._channels
 
     def set_qos(self, adi: Adi, *, weight: int | None = None, rate: int | None = None) -> None:
-        """Its share under contention (1 to 255) and units a second at most (0: no limit)."""
+        """Its share under contention with others of its VDEV (1 to 255) and units a second at most
+        (0: no limit)."""
         self._need(adi, "change the QoS", *_LIVE)
         weight = adi.weight if weight is None else weight
         rate = adi.rate if rate is None else rate
         adi.path.set_qos(weight, rate)
         adi.weight, adi.rate = weight, rate
+
+    def set_vdev_qos(self, owner: str, *, weight: int, rate: int) -> None:
+        """The same for all ADIs of VDEV ``owner`` together: however many it has, it gets no more.
+
+        The weight counts among the VDEVs of a sweep. Both are forgotten with the last ADI.
+        """
+        if owner in self._groups:
+            self._groups[owner].set_qos(weight, rate)
 
     def suspend(self, adi: Adi) -> None:
         """Freeze it; what was accepted is kept. StateError unless it is ENABLED."""
@@ -461,6 +474,11 @@ class HostDriver:
         if len(self._sweeps) < self._workers and all(map(len, self._sweeps)):
             self._sweeps.append(Sweep())
         return min(self._sweeps, key=len)
+
+    def _close_group(self, owner: str) -> None:
+        """If it has no ADI any more."""
+        if all(adi.owner != owner for adi in self.adis.values()):
+            self._groups.pop(owner).close()
 
     @staticmethod
     def _set_queues(adi: Adi, state: QueueState) -> None:

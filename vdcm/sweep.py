@@ -27,6 +27,7 @@ SPIN_US: Final = 50
 NAP_US: Final = 1000
 """Microseconds of the longest nap of a sweep with few doorbells to look at."""
 WEIGHTS: Final = range(1, lib.VDCM_MAX_WEIGHT + 1)
+DEFAULT_WEIGHT: Final[int] = lib.VDCM_DEFAULT_WEIGHT
 NO_PASID: Final = 0xFFFF_FFFF
 NO_WORK: Final = (1 << 64) - 1
 
@@ -58,6 +59,46 @@ def include_dir() -> Path:
     return Path(_native.__file__).parent / "include"
 
 
+class Group:
+    """ADIs, on whichever sweeps, that have one rate limit together, and one weight on each."""
+
+    def __init__(self) -> None:
+        self.weight = DEFAULT_WEIGHT
+        self.rate = 0
+        self._limit = lib.vdcm_limit_new()
+        if self._limit == ffi.NULL:
+            raise MemoryError
+        self._parts: dict[Any, Any] = {}
+
+    def part(self, sweep: Any) -> Any:
+        """What it is on one sweep, made when it is first asked for."""
+        if sweep not in self._parts:
+            native = lib.vdcm_group_new(sweep, self._limit)
+            if native == ffi.NULL:
+                raise MemoryError
+            self._parts[sweep] = native
+            lib.vdcm_group_set_weight(native, self.weight)
+        return self._parts[sweep]
+
+    def set_qos(self, weight: int, rate: int) -> None:
+        """``weight`` in ``WEIGHTS``; ``rate`` in units a second, 0 for no limit."""
+        if weight not in WEIGHTS or (
+            rate != self.rate and lib.vdcm_limit_set(self._limit, rate) != 0
+        ):
+            raise VdcmError(_impossible(weight, rate))
+        for native in self._parts.values():
+            lib.vdcm_group_set_weight(native, weight)
+        self.weight, self.rate = weight, rate
+
+    def close(self) -> None:
+        """Its ADIs have been closed, its sweeps have not. Twice is harmless."""
+        for native in self._parts.values():
+            lib.vdcm_group_free(native)
+        self._parts.clear()
+        lib.vdcm_limit_free(self._limit)
+        self._limit = ffi.NULL
+
+
 class Sweep:
     """One sweep thread. ``spin_us`` and ``nap_us`` as in ``SPIN_US`` and ``NAP_US``.
 
@@ -83,7 +124,7 @@ class Sweep:
         """How many ADIs it serves."""
         return len(self._adis)
 
-    def adi(self, on_event: Callable[[AdiPath], None]) -> AdiPath:
+    def adi(self, on_event: Callable[[AdiPath], None], group: Group | None = None) -> AdiPath:
         """Make room for an ADI; ``on_event`` is called when it has reports or has drained."""
         if self._loop is None:
             try:
@@ -92,10 +133,11 @@ class Sweep:
                 pass  # a caller without a loop calls look()
             else:
                 self._loop.add_reader(lib.vdcm_sweep_fd(self._native), self.look)
-        native = lib.vdcm_adi_new(self._native, self._next_id)
+        part = group.part(self._native) if group is not None else ffi.NULL
+        native = lib.vdcm_adi_new(self._native, part, self._next_id)
         if native == ffi.NULL:
             raise MemoryError
-        path = AdiPath(self, self._next_id, native, on_event)
+        path = AdiPath(self, self._next_id, native, on_event, group)
         self._adis[self._next_id] = path
         self._next_id += 1
         return path
@@ -147,8 +189,14 @@ class AdiPath:
     """The direct path of one ADI: its PASIDs, messages and share, and its queues."""
 
     def __init__(
-        self, sweep: Sweep, identifier: int, native: Any, on_event: Callable[[AdiPath], None]
+        self,
+        sweep: Sweep,
+        identifier: int,
+        native: Any,
+        on_event: Callable[[AdiPath], None],
+        group: Group | None,
     ) -> None:
+        self.group: Final = group
         self.on_event: Final = on_event
         self.sweep: Final = sweep
         self._id = identifier
@@ -207,14 +255,11 @@ class AdiPath:
             raise VdcmError(f"{len(handles)} messages for one ADI: {os.strerror(-result)}")
 
     def set_qos(self, weight: int, rate: int) -> None:
-        """``weight`` in ``WEIGHTS``; ``rate`` in units a second, 0 for no limit."""
+        """As a group's; the weight counts among the ADIs of its group."""
         self._check()
         result = lib.vdcm_adi_set_qos(self._native, weight, rate)
         if result:
-            raise VdcmError(
-                f"weight {weight}, rate {rate}: a weight is {WEIGHTS.start} to {WEIGHTS.stop - 1}, "
-                "a rate less than 2**50 units a second"
-            )
+            raise VdcmError(_impossible(weight, rate))
 
     def reports(self) -> list[Report]:
         """Take the reports that have come."""
@@ -285,3 +330,10 @@ class QueuePath:
         if self._native is None:
             raise StateError("the queue's ADI has been released")
         return self._native
+
+
+def _impossible(weight: int, rate: int) -> str:
+    return (
+        f"weight {weight}, rate {rate}: a weight is {WEIGHTS.start} to {WEIGHTS.stop - 1}, "
+        "a rate 2**50 units a second at most"
+    )

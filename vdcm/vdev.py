@@ -176,6 +176,12 @@ class Vdev(Configurable):
         self.adis.remove(adi)
         adi.driver.release(adi)
 
+    def set_qos(self, weight: int, rate: int) -> None:
+        """Of all its ADIs together, at each of its parents: the share under contention (1 to 255),
+        and units a second (0: no limit). To be said again with the first ADI."""
+        for driver in self.drivers:
+            driver.set_vdev_qos(self.name, weight=weight, rate=rate)
+
     def bind_pasid(self, guest: int) -> None:
         """Let work name ``guest``, a PASID of the guest: a host PASID of its own for this VDEV's
         memory (3.3). StateError if it is bound, has more than 20 bits, or none is left."""

@@ -667,11 +667,12 @@ def test_one_that_comes_from_a_spare_parent_is_known_there(lab: Lab) -> None:
     spare.close()
 
 
-def test_quality_of_service_is_the_adis(lab: Lab) -> None:
+def test_quality_of_service_is_the_vdevs(lab: Lab) -> None:
     vdev = lab.vdev(weight=7, rate=1000)
-    assert (vdev.adis[0].weight, vdev.adis[0].rate) == (7, 1000)
+    group = vdev.adis[0].path.group
+    assert group is not None and (group.weight, group.rate) == (7, 1000)
     vdev.weight, vdev.rate = 9, 0
-    assert (vdev.adis[0].weight, vdev.adis[0].rate) == (9, 0)
+    assert (group.weight, group.rate) == (9, 0)
 
 
 def test_there_are_as_many_as_queue_pairs(lab: Lab) -> None:

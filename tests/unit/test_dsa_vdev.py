@@ -136,17 +136,16 @@ def test_a_parent_can_pass_for_the_first_generation() -> None:
     old.close()
 
 
-def test_shares_of_a_vdev_are_divided_by_priority(dsa: Dsa) -> None:
+def test_what_a_vdev_has_is_divided_by_priority(dsa: Dsa) -> None:
     vdev = create(dsa, "dsa-2dwq-1swq", weight=20, rate=1 << 20)
-    assert [adi.weight for adi in vdev.adis] == [20, 20, 20]
+    (group,) = {adi.path.group for adi in vdev.adis}
+    assert group is not None and (group.weight, group.rate) == (20, 1 << 20)
     enable(vdev, {0: 1, 1: 4})
-    assert [adi.weight for adi in vdev.adis] == [8, 32, 20]
-    vdev.weight = 255
-    assert [adi.weight for adi in vdev.adis] == [102, 255, 255], "no weight is above 255"
-    vdev.rate = 7
-    assert {adi.rate for adi in vdev.adis} == {7}
-    vdev.reset()
-    assert [adi.weight for adi in vdev.adis] == [255, 255, 255]
+    first, second = (adi.weight for adi in vdev.adis[:2])
+    assert second == 4 * first
+    vdev.weight, vdev.rate = 255, 7
+    assert (group.weight, group.rate) == (255, 7)
+    assert [adi.weight for adi in vdev.adis[:2]] == [first, second]
     vdev.close()
 
 

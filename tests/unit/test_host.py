@@ -314,6 +314,23 @@ def test_qos_is_set_or_refused(driver: ProbeDriver) -> None:
     assert (adi.weight, adi.rate) == (9, 1000)
 
 
+def test_qos_of_a_vdev_is_that_of_all_its_adis(driver: ProbeDriver) -> None:
+    driver.set_vdev_qos("a", weight=7, rate=1000)  # there is none
+    first, second, other = (driver.allocate("small", owner) for owner in "aab")
+    group = first.path.group
+    assert group is not None and group is second.path.group is not other.path.group
+    assert (group.weight, group.rate) == (16, 0)
+    driver.set_vdev_qos("a", weight=7, rate=1000)
+    with pytest.raises(VdcmError, match="a weight is 1 to 255"):
+        driver.set_vdev_qos("a", weight=256, rate=0)
+    assert (group.weight, group.rate) == (7, 1000)
+    driver.release(first)
+    assert driver.allocate("small", "a").path.group is group
+    for adi in [adi for adi in driver.adis.values() if adi.owner == "a"]:
+        driver.release(adi)
+    assert driver.allocate("small", "a").path.group is not group
+
+
 @pytest.mark.conformance("R2.7-14", "R4.1-12")
 def test_suspend_save_restore_resume(driver: ProbeDriver, memory: Memory) -> None:
     """Accepted work moves to an ADI of another parent, and nothing is done twice or lost."""

@@ -364,22 +364,17 @@ def test_all_queues_of_a_vdev_are_on_one_thread() -> None:
     parent.close()
 
 
-def test_weight_is_divided_and_rate_is_each_ones(nvme: Machine) -> None:
+def test_weight_and_rate_are_those_of_all_queues_together(nvme: Machine) -> None:
     nvme.enable()
     nvme.vdev.weight, nvme.vdev.rate = 30, 1000
-
-    def shares() -> list[tuple[int, int]]:
-        return [(adi.weight, adi.rate) for adi in nvme.vdev.adis[1:]]
-
     nvme.create_queue(1)
-    assert shares() == [(30, 1000)]
-    pair = nvme.create_queue(2)
-    assert shares() == [(15, 1000)] * 2
+    nvme.create_queue(2)
+    groups = {adi.path.group for adi in nvme.vdev.adis}
+    (group,) = groups
+    assert group is not None and (group.weight, group.rate) == (30, 1000)
     nvme.vdev.weight = 1
-    assert shares() == [(1, 1000)] * 2
-    nvme.vdev.weight = 8
-    nvme.delete_queue(pair)
-    assert shares() == [(8, 1000)]
+    assert (group.weight, group.rate) == (1, 1000)
+    assert len({adi.weight for adi in nvme.vdev.adis}) == 1
 
 
 def test_queues_may_share_a_completion_queue(nvme: Machine) -> None:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from probe import GUEST_PASID_7, SECONDARY, Probe, fastpath
 
 from vdcm.errors import StateError, VdcmError
-from vdcm.sweep import WEIGHTS, AdiPath, QueueState, Sweep
+from vdcm.sweep import WEIGHTS, AdiPath, Group, QueueState, Sweep
 
 PATIENCE = 20.0  # seconds after which something is said to hang
 MS = 1_000_000
@@ -35,9 +35,18 @@ class Bench:
         self.now = 10**12
         self.events: list[AdiPath] = []
         self.paths: list[AdiPath] = []
+        self.groups: list[Group] = []
 
-    def probe(self, weight: int = 16, rate: int = 0, **settings: int) -> Probe:
-        path = self.sweep.adi(self.events.append)
+    def group(self, weight: int = 16, rate: int = 0) -> Group:
+        group = Group()
+        group.set_qos(weight, rate)
+        self.groups.append(group)
+        return group
+
+    def probe(
+        self, weight: int = 16, rate: int = 0, group: Group | None = None, **settings: int
+    ) -> Probe:
+        path = self.sweep.adi(self.events.append, group)
         path.set_qos(weight, rate)
         self.paths.append(path)
         probe = Probe(path, **settings)
@@ -59,7 +68,13 @@ class Bench:
     def close(self) -> None:
         for path in self.paths:
             path.close()
+        for group in self.groups:
+            group.close()
         self.sweep.close()
+
+    def units(self, group: Group | None = None) -> int:
+        """Done by the ADIs of a group, or by those without one."""
+        return sum(path.counters()["units"] for path in self.paths if path.group is group)
 
 
 @pytest.fixture
@@ -305,6 +320,133 @@ def test_queues_of_one_adi_take_turns(bench: Bench) -> None:
     assert max(done) - min(done) <= 1
 
 
+@pytest.mark.parametrize("cost", [10, 700, 64 << 10, 256 << 10])
+def test_a_group_gets_no_more_for_having_more(bench: Bench, cost: int) -> None:
+    one, many = bench.group(weight=1), bench.group(weight=3)
+    bench.probe(group=one, cost=4096).ring(1 << 40)
+    bench.probe(weight=4, cost=4096).ring(1 << 40)
+    members = [bench.probe(group=many, cost=cost) for _ in range(64)]
+    for probe in members:
+        probe.ring(1 << 40)
+    bench.run(steps=60_000)
+    done = [bench.units(one), bench.units(many), bench.units()]
+    assert [n / sum(done) for n in done] == pytest.approx([1 / 8, 3 / 8, 4 / 8], rel=0.02)
+    each = [probe.done * cost for probe in members]
+    assert max(each) - min(each) <= 2 * max(cost, 64 << 10)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    groups=st.lists(
+        st.tuples(
+            st.integers(1, 40),
+            st.lists(st.tuples(st.integers(1, 40), st.integers(1, 9000)), min_size=1, max_size=5),
+        ),
+        min_size=2,
+        max_size=4,
+    )
+)
+def test_a_groups_weight_is_divided_by_those_of_its_adis(
+    groups: list[tuple[int, list[tuple[int, int]]]],
+) -> None:
+    bench = Bench()
+    try:
+        expected = []
+        for weight, members in groups:
+            group = bench.group(weight)
+            part = weight / sum(weight for weight, _ in groups)
+            for share, cost in members:
+                bench.probe(share, group=group, cost=cost).ring(1 << 40)
+                expected.append(part * share / sum(share for share, _ in members))
+        bench.run(steps=40_000)
+        done = [path.counters()["units"] for path in bench.paths]
+        # A round of the least of the sweep and of its group, twice, and what one call does.
+        slack = 2 * 41 * 5 * 1024 * max(weight for weight, _ in groups) + 73_000
+        for part, n in zip(expected, done, strict=True):
+            assert n == pytest.approx(part * sum(done), abs=slack)
+    finally:
+        bench.close()
+
+
+@pytest.mark.parametrize("members", [1, 64])
+def test_the_rate_of_a_group_is_that_of_all_its_adis(bench: Bench, members: int) -> None:
+    group = bench.group(rate=100_000_000)
+    free = bench.probe(cost=4096)
+    for probe in [free, *(bench.probe(group=group, cost=4096) for _ in range(members))]:
+        probe.ring(1 << 40)
+    begin = bench.now
+    bench.run(steps=100_000, ns=10_000)
+    seconds = (bench.now - begin) / 1e9
+    assert bench.units(group) / seconds == pytest.approx(100_000_000, rel=0.02)
+    assert bench.units() > 10 * bench.units(group)
+    assert sum(path.counters()["throttled"] for path in bench.paths if path.group) > 0
+
+
+def test_the_limit_of_an_adi_leaves_the_rest_of_its_groups_to_others(bench: Bench) -> None:
+    group = bench.group(rate=100_000_000)
+    bench.probe(rate=10_000_000, group=group, cost=4096).ring(1 << 40)
+    bench.probe(group=group, cost=4096).ring(1 << 40)
+    begin = bench.now
+    bench.run(steps=100_000, ns=10_000)
+    seconds = (bench.now - begin) / 1e9
+    slow, fast = (path.counters()["units"] / seconds for path in bench.paths)
+    assert (slow, fast) == (
+        pytest.approx(10_000_000, rel=0.02),
+        pytest.approx(90_000_000, rel=0.02),
+    )
+
+
+def test_a_group_on_two_sweeps_has_one_rate(bench: Bench) -> None:
+    other = Bench()
+    group = bench.group(rate=100_000_000)
+    for where in (bench, other):
+        where.probe(group=group, cost=4096).ring(1 << 40)
+    begin = bench.now
+    other.now += 3000  # clocks are read at different moments
+    for _ in range(50_000):
+        bench.run(steps=1, ns=10_000)
+        other.run(steps=1, ns=10_000)
+    seconds = (bench.now - begin) / 1e9
+    done = bench.units(group), other.units(group)
+    assert sum(done) / seconds == pytest.approx(100_000_000, rel=0.04)
+    for path in other.paths:
+        path.close()
+    group.close()
+    other.close()
+
+
+def test_the_wait_of_a_group_is_told_while_it_has_work(bench: Bench) -> None:
+    group = bench.group(rate=1_000_000)
+    bench.probe(group=group, cost=1_000_000).ring()
+    last = bench.probe(group=group, cost=1)
+    last.ring()
+    assert bench.sweep.step(bench.now)[0] > 0
+    bench.sweep.step(bench.now)
+    done, wait = bench.sweep.step(bench.now)
+    assert done == 0 and wait is not None
+    last.queue.state = QueueState.STOPPED
+    bench.paths[0].queues[0].abort()
+    assert bench.sweep.step(bench.now) == (0, None)
+    group.set_qos(1, 0)
+    last.queue.state = QueueState.RUNNING
+    bench.run()
+    assert last.done == 1
+
+
+def test_a_group_that_goes_takes_its_place_along(bench: Bench) -> None:
+    going, staying = bench.group(), bench.group()
+    for group in (going, staying, going):
+        bench.probe(group=group, cost=64 << 10).ring(10)
+    bench.sweep.step(bench.now)
+    for path in [path for path in bench.paths if path.group is going]:
+        path.close()
+        bench.paths.remove(path)
+    going.close()
+    bench.groups.remove(going)
+    bench.run()
+    assert bench.units(staying) == 10 * (64 << 10)
+
+
 def test_more_doorbells_than_one_look_has(bench: Bench) -> None:
     probes = [bench.probe() for _ in range(300)]
     for probe in probes[::7]:
@@ -387,6 +529,10 @@ def test_impossible_qos_is_refused(bench: Bench, weight: int, rate: int) -> None
     bench.probe()
     with pytest.raises(VdcmError, match="a weight is 1 to 255"):
         bench.paths[0].set_qos(weight, rate)
+    group = bench.group(7, 1000)
+    with pytest.raises(VdcmError, match="a weight is 1 to 255"):
+        group.set_qos(weight, rate)
+    assert (group.weight, group.rate) == (7, 1000)
 
 
 # With the thread.

@@ -145,7 +145,7 @@ class AvfVdev(Vdev):
         path.set_link(self.link)
         self._vsi = Vsi(adi.index % 0xFFFF + 1, pairs, self._policy, self)
         self._vsi.attach(path)
-        adi.driver.set_qos(adi, weight=self.weight, rate=self.rate)
+        self.set_qos(self.weight, self.rate)
 
     def _move_to(self, home: HostDriver | None) -> None:
         """Another parent knows its address from now on, or none does."""
@@ -214,12 +214,10 @@ class AvfVdev(Vdev):
             self.later(GRACE, lambda: self._reset_function("the host wants it"))
 
     def on_set_weight(self, weight: int) -> None:
-        if self._adi is not None:
-            self._adi.driver.set_qos(self._adi, weight=weight)
+        self.set_qos(weight, self.rate)
 
     def on_set_rate(self, rate: int) -> None:
-        if self._adi is not None:
-            self._adi.driver.set_qos(self._adi, rate=rate)
+        self.set_qos(self.weight, rate)
 
     # Resets.
 

@@ -62,8 +62,8 @@ class DsaVdev(Vdev):
         doc="intercepted: stores are taken one by one, as the stock driver needs it. direct: "
         "portals are memory, for a driver that waits until its slot is zero.",
     )
-    weight = Property(16, minimum=1, maximum=255, doc="Share of each ADI under contention.")
-    rate = Property(0, maximum=(1 << 50) - 1, doc="Bytes a second of each ADI; 0: no limit.")
+    weight = Property(16, minimum=1, maximum=255, doc="Share under contention, of all its ADIs.")
+    rate = Property(0, maximum=(1 << 50) - 1, doc="Bytes a second, of all its ADIs; 0: no limit.")
     halt = Property(
         "no",
         choices=("no", *_RESETS),
@@ -165,18 +165,12 @@ class DsaVdev(Vdev):
         self._divide()
 
     def _divide(self) -> None:
-        """Shares of the ADIs: each has ``weight``, which the priorities of the enabled work queues
-        divide anew among them. The guest cannot have more than its VDEV has."""
-        backed = [queue for queue in self.work_queues if queue.adi is not None]
-        enabled = [queue for queue in backed if queue.state is WqState.ENABLED]
-        priorities = {queue: self.registers.WQMODE[queue.index].PRIORITY for queue in enabled}
-        whole, parts = self.weight * len(enabled), sum(priorities.values())
-        for queue in backed:
-            share = self.weight
-            if queue in priorities:
-                share = max(1, min(255, whole * priorities[queue] // parts))
-            assert queue.adi is not None
-            queue.adi.driver.set_qos(queue.adi, weight=share, rate=self.rate)
+        """The priorities of the enabled work queues divide what the VDEV has."""
+        self.set_qos(self.weight, self.rate)
+        for queue in self.work_queues:
+            if queue.adi is not None and queue.state is WqState.ENABLED:
+                priority = self.registers.WQMODE[queue.index].PRIORITY
+                queue.adi.driver.set_qos(queue.adi, weight=16 * priority)
 
     # States, and what may be written in them (table 9-4, table 9-7).
 

@@ -97,7 +97,6 @@ class IoQueues:
             self._host.remove_adi(adi)
             raise
         self.submission[sqid] = Queue(sqid, entries, cqid, adi)
-        self.divide()
 
     def _identity(
         self,
@@ -126,7 +125,6 @@ class IoQueues:
         if queue is None:
             raise NvmeError(Status.INVALID_QUEUE_ID, CDW10)
         self._host.remove_adi(queue.adi)
-        self.divide()
 
     def delete_completion(self, command: Command) -> None:
         """Delete I/O Completion Queue (5.5)."""
@@ -148,13 +146,6 @@ class IoQueues:
         self.completion.clear()
 
     # What they are told.
-
-    def divide(self) -> None:
-        """Each has an equal share of the VDEV's weight, so that a guest has no more for having
-        more queues; and each the VDEV's rate as its limit."""
-        for queue in self.submission.values():
-            share = max(1, self._host.weight // len(self.submission))
-            queue.adi.driver.set_qos(queue.adi, weight=share, rate=self._host.rate)
 
     def kick(self, doorbell: int) -> None:
         """Doorbell ``doorbell`` has been written: look at the queues that it concerns."""

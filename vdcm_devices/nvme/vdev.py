@@ -78,7 +78,7 @@ class NvmeVdev(Vdev):
     read_only = Property(False, doc="The guest may not write.")
     serial = Property("", live=False, doc="20 characters; none: it follows from the slice.")
     weight = Property(16, minimum=1, maximum=255, doc="Share under contention, of all its queues.")
-    rate = Property(0, maximum=(1 << 50) - 1, doc="Bytes a second of each queue; 0: no limit.")
+    rate = Property(0, maximum=(1 << 50) - 1, doc="Bytes a second, of all its queues; 0: no limit.")
 
     def __init__(self, name: str, drivers: Sequence[HostDriver]) -> None:
         driver = drivers[0]
@@ -113,6 +113,7 @@ class NvmeVdev(Vdev):
         try:
             self.controller_adi: Final = self.add_adi(CONTROLLER)
             self.native: Final = native(self.controller_adi)
+            self.set_qos(self.weight, self.rate)
             self.all_namespaces: Final = Namespaces(self, self._store, slices)
         except BaseException:
             self.close()
@@ -225,11 +226,11 @@ class NvmeVdev(Vdev):
 
     # What the host does.
 
-    def on_set_weight(self, _value: int) -> None:
-        self.io_queues.divide()
+    def on_set_weight(self, weight: int) -> None:
+        self.set_qos(weight, self.rate)
 
-    def on_set_rate(self, _value: int) -> None:
-        self.io_queues.divide()
+    def on_set_rate(self, rate: int) -> None:
+        self.set_qos(self.weight, rate)
 
     def on_set_read_only(self, value: bool) -> None:
         if value == self._read_only:
