@@ -84,6 +84,7 @@ def test_wait_for_a_server_that_is_just_starting(tmp_path: Path) -> None:
     timer.start()
     with Client(tmp_path / "late.sock", wait=5.0) as client:
         assert client.info().regions == 8
+    timer.join()  # it may not have told us yet that it is there
     started[0].close()
 
 

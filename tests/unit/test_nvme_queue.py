@@ -306,6 +306,74 @@ def test_coalescing_by_threshold_and_by_time() -> None:
     m.close()
 
 
+def test_a_vector_may_be_left_out_of_coalescing() -> None:
+    m = Machine(entries=16, coalesce_threshold=4, coalesce_us=10_000_000)
+    m.map(A, PAGE)
+    m.execute(fill(0, 0))
+    assert m.raised == []
+    lib.nvme_cq_set_coalescing(m.cq, False)
+    m.step()
+    assert m.raised == [0], "nor is what was held back before"
+    m.execute(fill(0, 0))
+    assert m.raised == [0, 0]
+    lib.nvme_cq_set_coalescing(m.cq, True)
+    m.execute(*[fill(0, 0)] * 3)
+    assert m.raised == [0, 0]
+    m.close()
+
+
+# ---- stores that come without Python ------------------------------------------------------------
+
+
+def test_stores_to_io_doorbells_are_taken_and_others_are_passed_on() -> None:
+    m = Machine(doorbells="written", entries=8)
+    m.map(A, PAGE)
+    m.submit(fill(0, 0))
+    store = ffi.cast("int (*)(void *, uint64_t, uint32_t, uint64_t)", lib.nvme_doorbell_store())
+
+    def write(doorbell: int, value: int, width: int = 4, skew: int = 0) -> int:
+        return int(store(m.controller, 0x1000 + 4 * doorbell + skew, width, value))
+
+    taken, passed = 0, -1
+    assert write(2, 1) == passed, "nobody knows its engine's side"
+    lib.nvme_sq_set_engine(m.sq, 0x1000)
+    m.kicks = 0
+    assert write(2, 1) == taken and m.kicks == 1
+    m.step()
+    assert len(m.completions(ring=False)) == 1
+    assert write(3, 1) == taken and m.kicks == 2
+    assert [lib.nvme_doorbell_read(m.controller, n) for n in (2, 3)] == [1, 1]
+    for doorbell in (0, 1, 4, 5, 128, 129, 130, 1023):
+        assert write(doorbell, 1) == passed
+    for value in (8, 0xFFFF, 1 << 31):
+        assert write(2, value) == write(3, value) == passed
+    for width, skew in ((1, 0), (2, 0), (2, 2), (8, 0), (4, 2), (4, 1)):
+        assert write(2, 2, width, skew) == passed
+    assert [lib.nvme_doorbell_read(m.controller, n) for n in (2, 3)] == [1, 1]
+    assert m.kicks == 2
+    m.fastpath.closed(m.opaque)
+    assert write(2, 1) == write(3, 1) == passed
+    m.close()
+
+
+def test_a_head_that_is_stored_kicks_all_queues_of_it() -> None:
+    m = Machine(doorbells="written", entries=8)
+    others = [lib.nvme_sq_new(m.controller, n, SQ, 8, m.cq) for n in (2, 64)]
+    apart = lib.nvme_cq_new(m.controller, 9, CQ, 8, False)
+    others.append(lib.nvme_sq_new(m.controller, 9, SQ, 8, apart))
+    store = ffi.cast("int (*)(void *, uint64_t, uint32_t, uint64_t)", lib.nvme_doorbell_store())
+    for n, queue in enumerate((m.sq, *others)):
+        lib.nvme_sq_set_engine(queue, 0x1000 * (n + 1))
+    for doorbell, kicks in ((3, 3), (19, 1)):
+        m.kicks = 0
+        assert store(m.controller, 0x1000 + 4 * doorbell, 4, 1) == 0
+        assert m.kicks == kicks
+    for queue in others:
+        lib.nvme_sq_free(queue)
+    assert lib.nvme_cq_free(apart) == 0
+    m.close()
+
+
 # ---- abort, and memory that is gone --------------------------------------------------------------
 
 

@@ -68,13 +68,13 @@ class NvmeClient(NvmeHost):
         """Take all of it away from the device."""
         self.client.dma_unmap(RAM, self._bus.buffer.size)
 
-    def start(self, entries: int = 64) -> Pair:
+    def start(self, entries: int = 64, *, shadow: bool = True) -> Pair:
         """From whatever it is to ready, with I/O queue 1."""
         self._next = 0
         self.client.config.write(4, 2, BUS_MASTER)
         self.disable()
         self.enable()
-        if not self.direct:
+        if shadow and not self.direct:
             self.use_shadow_doorbells()
         self.block_size = 1 << self.identify(0, 1)[128 + 4 * (self.identify(0, 1)[26] & 0xF) + 2]
         self.queue = self.create_queue(1, entries)

@@ -200,6 +200,30 @@ def test_a_busy_guest_of_shadow_doorbells_rings_few(lab: Lab) -> None:
     assert nvme.doorbell_writes - before < 2000
 
 
+def test_io_doorbells_need_python_only_while_somebody_watches(lab: Lab) -> None:
+    vdev = lab.vdev(doorbells="shadow")
+    nvme = lab.client(vdev)
+    nvme.start(shadow=False)  # so that each command rings
+    python: list[int] = []
+    ring = vdev._ring
+    vdev.bars[0]._ring = lambda doorbell, value: (python.append(doorbell), ring(doorbell, value))
+    nvme.write(nvme.queue, 5, b"z" * 512)
+    assert nvme.read(nvme.queue, 5, 1) == b"z" * 512
+    nvme.expect(GET, cdw10=8)
+    assert set(python) == {0, 1}, "the admin queue's are Python's"
+    lines: list[str] = []
+    lab.host.run(setattr, vdev, "observer", lines.append)
+    assert nvme.read(nvme.queue, 5, 1) == b"z" * 512
+    lab.host.run(setattr, vdev, "observer", None)
+    assert {2, 3} <= set(python)
+    assert sum("doorbell of submission queue 1" in line for line in lines) == 1
+    python.clear()
+    nvme.ring(2, 64)
+    nvme.ring(2 * 9, 1)
+    assert nvme.read(nvme.queue, 5, 1) == b"z" * 512
+    assert set(python) == {2, 18}, "and those that make events"
+
+
 # Interrupts
 
 

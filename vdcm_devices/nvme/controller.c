@@ -12,6 +12,7 @@ _Static_assert(sizeof(nvme_completion) == 16, "as the guest lays it out");
 _Static_assert(sizeof(nvme_error) <= VDCM_REPORT_SIZE, "fits into a report");
 
 #define GUEST_PAGE UINT64_C(4096)
+#define DOORBELLS UINT64_C(0x1000) /* in BAR 0 (3.1) */
 
 static bool in_file(const nvme_namespace *n)
 {
@@ -161,6 +162,14 @@ static uint32_t entries_of(const nvme_controller *c, uint32_t doorbell)
     return c->cqs[id] != NULL ? c->cqs[id]->entries : 0;
 }
 
+static bool kick(const nvme_sq *q)
+{
+    if (q->engine != NULL) {
+        q->controller->services->kick(q->engine);
+    }
+    return q->engine != NULL;
+}
+
 int nvme_doorbell_write(nvme_controller *c, uint32_t doorbell, uint32_t value)
 {
     if (doorbell >= 2) {
@@ -176,6 +185,35 @@ int nvme_doorbell_write(nvme_controller *c, uint32_t doorbell, uint32_t value)
     /* Pairs with the acquire of take(): what the guest wrote to memory before is seen. */
     atomic_store_explicit(&c->words[doorbell], value, memory_order_release);
     return 0;
+}
+
+static int store(void *controller, uint64_t offset, uint32_t width, uint64_t value)
+{
+    const nvme_controller *c = controller;
+    uint32_t doorbell = (uint32_t)((offset - DOORBELLS) / sizeof(uint32_t));
+    const nvme_cq *cq;
+
+    if (width != sizeof(uint32_t) || offset % width != 0 || doorbell < 2 ||
+        nvme_doorbell_write(controller, doorbell, (uint32_t)value) != 0) {
+        return VDCM_STORE_PASS;
+    }
+    if (doorbell % 2 == 0) {
+        return kick(c->sqs[doorbell / 2]) ? 0 : VDCM_STORE_PASS;
+    }
+    cq = c->cqs[doorbell / 2];
+    for (uint32_t i = 1; i <= NVME_MAX_QUEUES; i++) {
+        if (c->sqs[i] != NULL && c->sqs[i]->cq == cq && !kick(c->sqs[i])) {
+            return VDCM_STORE_PASS;
+        }
+    }
+    return 0;
+}
+
+uintptr_t nvme_doorbell_store(void)
+{
+    vdcm_store *function = store;
+
+    return (uintptr_t)function;
 }
 
 uint32_t nvme_doorbell_read(const nvme_controller *c, uint32_t doorbell)
@@ -220,12 +258,18 @@ nvme_cq *nvme_cq_new(nvme_controller *c, uint32_t id, uint64_t address, uint32_t
         cq->entries = entries;
         cq->address = address;
         cq->interrupts = interrupts;
+        cq->coalesced = true;
         cq->phase = 1;
         cq->bad_head = NVME_NONE;
         c->cqs[id] = cq;
         atomic_store_explicit(&c->words[2 * id + 1], 0, memory_order_relaxed);
     }
     return cq;
+}
+
+void nvme_cq_set_coalescing(nvme_cq *cq, bool enabled)
+{
+    cq->coalesced = enabled;
 }
 
 int nvme_cq_free(nvme_cq *cq)

@@ -312,6 +312,8 @@ class Controller:
             namespaces=len(self.host.all_namespaces),
             write_through=not (self.host.write_cache and self.features.value(Feature.WRITE_CACHE)),
         )
+        for queue in self.host.io_queues.completion.values():
+            self.host.native.set_coalescing(queue.cqid, self.features.coalesces(queue.vector))
 
     def apply_features(self) -> None:
         """Some have changed: tell the data path, and see whether it is too warm now."""

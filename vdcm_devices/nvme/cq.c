@@ -230,9 +230,11 @@ static uint64_t now_ns(void)
     return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
 }
 
-static bool coalesces(const nvme_controller *c)
+static bool coalesces(const nvme_cq *cq)
 {
-    return c->settings.coalesce_threshold > 1 && c->settings.coalesce_us != 0;
+    const nvme_settings *s = &cq->controller->settings;
+
+    return cq->coalesced && s->coalesce_threshold > 1 && s->coalesce_us != 0;
 }
 
 void nvme_post(nvme_sq *q)
@@ -266,7 +268,7 @@ void nvme_post(nvme_sq *q)
                           atomic_load_explicit(&q->completed, memory_order_relaxed) + posted,
                           memory_order_relaxed);
     if (cq->interrupts) {
-        if (cq->gathered == 0 && coalesces(q->controller)) {
+        if (cq->gathered == 0 && coalesces(cq)) {
             cq->since = now_ns();
         }
         cq->gathered += posted;
@@ -276,7 +278,7 @@ void nvme_post(nvme_sq *q)
     }
 }
 
-/* Interrupt Coalescing (5.21.1.8) is of whole queues here, each having a vector of its own. */
+/* Interrupt Coalescing (5.21.1.8) counts what one queue has, not what others of its vector have. */
 void nvme_signal(nvme_sq *q)
 {
     nvme_controller *c = q->controller;
@@ -285,7 +287,7 @@ void nvme_signal(nvme_sq *q)
     if (cq->gathered == 0) {
         return;
     }
-    if (coalesces(c) && cq->gathered < c->settings.coalesce_threshold &&
+    if (coalesces(cq) && cq->gathered < c->settings.coalesce_threshold &&
         now_ns() - cq->since < (uint64_t)c->settings.coalesce_us * 1000) {
         return;
     }

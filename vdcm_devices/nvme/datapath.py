@@ -13,6 +13,8 @@ from vdcm_devices.nvme._fastpath import ffi, lib
 FASTPATH: Final[int] = lib.nvme_fastpath()
 """Address of the ``vdcm_fastpath`` of a submission queue."""
 ADMIN_FASTPATH: Final[int] = lib.nvme_admin_fastpath()
+DOORBELL_STORE: Final[int] = lib.nvme_doorbell_store()
+"""Address of the ``vdcm_store`` of a page of intercepted doorbells."""
 MOST_QUEUES: Final[int] = lib.NVME_MAX_QUEUES
 MOST_NAMESPACES: Final[int] = lib.NVME_MAX_NAMESPACES
 MAX_TRANSFER: Final[int] = lib.NVME_MAX_TRANSFER
@@ -98,6 +100,10 @@ class NativeController:
         self._keep: object = None
 
     @property
+    def address(self) -> int:
+        return int(ffi.cast("uintptr_t", self.native))
+
+    @property
     def admin_address(self) -> int:
         return int(ffi.cast("uintptr_t", self._admin))
 
@@ -136,6 +142,9 @@ class NativeController:
     def set_shadow(self, shadow: int, event_index: int) -> None:
         """Guest addresses of the doorbell buffers; 0, 0: there are none."""
         _check(lib.nvme_shadow_set(self.native, shadow, event_index), "doorbell buffers")
+
+    def set_coalescing(self, cqid: int, enabled: bool) -> None:
+        lib.nvme_cq_set_coalescing(self._completions[cqid], enabled)
 
     # At any time.
 
@@ -200,6 +209,11 @@ class SubmissionQueue:
     @property
     def address(self) -> int:
         return int(ffi.cast("uintptr_t", self._native))
+
+    def set_engine(self, address: int) -> None:
+        """The engine's side of it (``QueuePath.address``): stores to its intercepted doorbell kick
+        that without Python (``DOORBELL_STORE``) until the ADI is released."""
+        lib.nvme_sq_set_engine(self._native, address)
 
     def counters(self) -> dict[str, int]:
         """``tail``, ``head``, commands ``under_way`` and ``completed``."""

@@ -85,7 +85,7 @@ class NvmeDriver(HostDriver):
         except (KeyError, TypeError) as error:
             raise VdcmError(f"no settings of an NVMe queue: {error}") from error
         adi.resource = queue
-        adi.path.queue(FASTPATH, queue.address, doorbells=doorbells)
+        queue.set_engine(adi.path.queue(FASTPATH, queue.address, doorbells=doorbells).address)
 
     def on_release(self, adi: Adi) -> None:
         if adi.resource is not None:

@@ -121,6 +121,7 @@ struct nvme_cq {
     uint32_t entries;
     uint64_t address;
     bool interrupts;
+    bool coalesced;
     uint32_t users; /* submission queues */
     uint32_t tail;
     uint32_t head; /* as seen last */
@@ -175,6 +176,7 @@ struct nvme_sq {
     uint32_t entries;
     uint64_t address;
     vdcm_worker *worker; /* while the engine is called */
+    vdcm_queue *engine;  /* the control thread's; NULL: Python kicks it */
     uint64_t held;       /* units since leave() */
     uint64_t cuts;       /* touches of memory that was cut short */
     uint64_t bad_tail;   /* a value of its doorbell that was reported, or NVME_NONE */

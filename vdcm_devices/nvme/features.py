@@ -106,12 +106,13 @@ class Features:
 
     @property
     def coalescing(self) -> tuple[int, int]:
-        """Completions to gather (0 and 1: none), and for at most how many microseconds. A vector
-        that is to be left out (feature 09h) is so together with the others."""
-        if any(self._vectors.values()):
-            return 0, 0
+        """Completions to gather (1: none), and for at most how many microseconds."""
         word = self._values[Feature.INTERRUPT_COALESCING]
         return (word & 0xFF) + 1, (word >> 8) * 100
+
+    def coalesces(self, vector: int) -> bool:
+        """It is not left out (5.21.1.9)."""
+        return not self._vectors.get(vector)
 
     @property
     def too_warm_or_cold(self) -> bool:

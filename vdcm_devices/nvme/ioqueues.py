@@ -67,6 +67,8 @@ class IoQueues:
             raise NvmeError(Status.INVALID_VECTOR, CDW11 + 2)
         interrupts = bool(command.cdw11 >> 1 & 1)
         self._host.native.add_completion_queue(cqid, command.prp1, entries, interrupts)
+        coalesced = self._host.controller.features.coalesces(vector)
+        self._host.native.set_coalescing(cqid, coalesced)
         self.completion[cqid] = CompletionQueue(cqid, entries, vector, interrupts)
 
     def create_submission(self, command: Command, page: int, sizes: int) -> None:

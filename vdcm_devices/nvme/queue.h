@@ -84,6 +84,12 @@ int nvme_doorbells_set(nvme_controller *c, uintptr_t page);
  * 1.4, 5.2.) Nothing is changed then. Doorbells 0 and 1 are not checked.
  */
 int nvme_doorbell_write(nvme_controller *c, uint32_t doorbell, uint32_t value);
+/*
+ * A vdcm_store * (fastpath.h) for the page of intercepted doorbells, at 1000h of BAR 0; its argument is an
+ * nvme_controller. It does nvme_doorbell_write() and the kicks, of queues whose engine's side it knows, and
+ * passes on what is more than that: the admin queue's doorbells, bad values, other widths.
+ */
+uintptr_t nvme_doorbell_store(void);
 /* What was written to it last, by either way; 0 for one that does not exist. */
 uint32_t nvme_doorbell_read(const nvme_controller *c, uint32_t doorbell);
 /*
@@ -102,6 +108,9 @@ int nvme_shadow_set(nvme_controller *c, uint64_t shadow, uint64_t eventidx);
  */
 nvme_cq *nvme_cq_new(nvme_controller *c, uint32_t id, uint64_t address, uint32_t entries,
                      bool interrupts);
+/* Whether its interrupts are coalesced as nvme_settings say, which they are to begin with; not so if
+ * Interrupt Vector Configuration (5.21.1.9) leaves its vector out. Still. */
+void nvme_cq_set_coalescing(nvme_cq *cq, bool enabled);
 /* -EBUSY while a submission queue names it; NULL is allowed. */
 int nvme_cq_free(nvme_cq *cq);
 
@@ -109,6 +118,8 @@ int nvme_cq_free(nvme_cq *cq);
  * errno: EINVAL, EEXIST, ENOMEM. */
 nvme_sq *nvme_sq_new(nvme_controller *c, uint32_t id, uint64_t address, uint32_t entries,
                      nvme_cq *cq);
+/* The engine's side of it, a vdcm_queue *, for nvme_doorbell_store() until it is closed. */
+void nvme_sq_set_engine(nvme_sq *q, uintptr_t engine);
 /* The sweep must have let go of it (its ADI's path has been closed). Waits for requests to files that
  * are under way (nvme_sq_state.in_files), so that an old write never lands on a newer one: who must not
  * block waits until there are none. */

@@ -381,8 +381,9 @@ static void abort_all(void *queue, vdcm_worker *worker)
 
 static void closed(void *queue)
 {
-    const nvme_sq *q = queue;
+    nvme_sq *q = queue;
 
+    q->engine = NULL;
     if (q->channel != NULL) {
         nvme_channel_disarm(q->channel);
     }
@@ -442,6 +443,11 @@ nvme_sq *nvme_sq_new(nvme_controller *c, uint32_t id, uint64_t address, uint32_t
     c->sqs[id] = q;
     store(&c->words[2 * id], 0);
     return q;
+}
+
+void nvme_sq_set_engine(nvme_sq *q, uintptr_t engine)
+{
+    q->engine = (vdcm_queue *)engine;
 }
 
 void nvme_sq_free(nvme_sq *q)

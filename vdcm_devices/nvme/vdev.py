@@ -114,6 +114,8 @@ class NvmeVdev(Vdev):
             self.controller_adi: Final = self.add_adi(CONTROLLER)
             self.native: Final = native(self.controller_adi)
             self.set_qos(self.weight, self.rate)
+            if not self.direct:
+                self._bar.give_stores(DOORBELLS, PAGE, datapath.DOORBELL_STORE, self.native.address)
             self.all_namespaces: Final = Namespaces(self, self._store, slices)
         except BaseException:
             self.close()
@@ -179,7 +181,7 @@ class NvmeVdev(Vdev):
     # What the guest does.
 
     def _ring(self, doorbell: int, value: int) -> None:
-        """An intercepted doorbell was written (3.1.24)."""
+        """An intercepted doorbell was written (3.1.24), and C has not taken it."""
         if self.observer is not None:
             kind = ("submission", "completion")[doorbell % 2]
             self.observer(f"doorbell of {kind} queue {doorbell // 2}: {value}")
