@@ -105,6 +105,21 @@ static vdcm_queue *handle(vdcm_worker *worker)
     return worker->queue;
 }
 
+/* The sweep's lock is held, so `queue` keeps its state meanwhile, and its ADI what it may use. */
+static int on_behalf(vdcm_worker *worker, vdcm_queue *queue,
+                     int (*body)(void *argument, vdcm_worker *other), void *argument)
+{
+    vdcm_worker other = {.reader = worker->reader, .adi = queue->adi, .queue = queue};
+
+    if (queue->adi->sweep != worker->adi->sweep) {
+        return -EXDEV;
+    }
+    if (queue->state != VDCM_RUNNING) {
+        return -EAGAIN;
+    }
+    return body(argument, &other);
+}
+
 static const vdcm_services services = {
     .abi = VDCM_FASTPATH_ABI,
     .reach = reach,
@@ -117,6 +132,7 @@ static const vdcm_services services = {
     .report = report,
     .handle = handle,
     .kick = vdcm_queue_kick,
+    .on_behalf = on_behalf,
 };
 
 uintptr_t vdcm_services_table(void)

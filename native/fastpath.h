@@ -16,7 +16,7 @@
 #include <stdint.h>
 
 enum {
-    VDCM_FASTPATH_ABI = 2,
+    VDCM_FASTPATH_ABI = 3,
     VDCM_REPORT_SIZE = 64,      /* bytes of the longest report */
     VDCM_HOLD_LIMIT = 256 << 10 /* bytes to work on between two leave() */
 };
@@ -75,6 +75,17 @@ typedef struct vdcm_services {
     vdcm_queue *(*handle)(vdcm_worker *worker);
     /* There is something new in it: take() is called soon. From any thread, until closed(). */
     void (*kick)(vdcm_queue *queue);
+    /*
+     * For a device that connects ADIs, as a switch does. Calls body(argument, other) and returns what it
+     * returns, `other` being a worker for the ADI of `queue` that is valid until then: what is done
+     * with it is allowed or refused as that ADI's own work would be, so each side of a transfer is
+     * reached with the PASIDs of its own ADI. What `worker` has reached stays mapped; leave() is of
+     * both. A thread is inside at most two address spaces at a time: reach() says -EBUSY for a third.
+     * `queue` is from handle(), and not closed(). -EXDEV: another thread runs it; -EAGAIN: its host
+     * driver does not let it run.
+     */
+    int (*on_behalf)(vdcm_worker *worker, vdcm_queue *queue,
+                     int (*body)(void *argument, vdcm_worker *other), void *argument);
 } vdcm_services;
 
 /* What a device implements. `queue` is its own, handed over when the queue was made. */

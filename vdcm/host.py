@@ -153,9 +153,8 @@ class HostDriver:
                     "or give the parent more"
                 )
         index = next(self._numbers)
-        if owner not in self._groups:
-            self._groups[owner] = Group()
-        path = self._sweep_for(owner).adi(lambda _path: self._on_event(adi), self._groups[owner])
+        group = self._groups.setdefault(owner, Group())
+        path = self._sweep_for(owner).adi(lambda _path: self._on_event(adi), group)
         adi = Adi(self, kind, index, owner, path)
         try:
             adi.messages = [self.ims.allocate() for _ in range(kind.messages)]
@@ -478,7 +477,7 @@ class HostDriver:
 
     def _close_group(self, owner: str) -> None:
         """If it has no ADI any more."""
-        if not self._groups[owner].adis:
+        if all(adi.owner != owner for adi in self.adis.values()):
             self._groups.pop(owner).close()
 
     @staticmethod

@@ -30,6 +30,7 @@ _TOOLS = (
     "ethtool",
     "fio",
     "gpiod",
+    "iperf3",
     "iproute2",
     "kmod",
     "nvme-cli",

@@ -85,6 +85,11 @@ class Nic:
         found: int = self.server.show(self.name)["channel"]["complaints"]
         return found
 
+    def last_complaint(self) -> str:
+        """The last of them, in words."""
+        found: str = self.server.show(self.name)["channel"]["last_complaint"]
+        return found
+
     def log(self) -> str:
         """What the driver has said."""
         return self.machine.run("dmesg | grep -i -e iavf -e eth0").output

@@ -219,52 +219,6 @@ def test_receive_descriptors_are_those_of_32_bytes(lab: Lab) -> None:
     driver.check(avf.CONFIG_RX, avf.rx_queue(number, 0, rxdid=1))
 
 
-def test_what_is_sent_is_counted_as_discarded_and_reported(lab: Lab) -> None:
-    driver = lab.driver()
-    driver.configure(1)
-    driver.select(avf.ENABLE_QUEUES, 1, 1)
-    ring = avf.tx_ring(0)
-    context, part, last = 1 | 1 << 5, 0, 0 | 3 << 4
-    for index, word in enumerate((context, part, last)):
-        driver.bus.store(ring + 16 * index, struct.pack("<QQ", 0x1000, word))
-    driver.bus.write(0x0000, 3)
-    words = [struct.unpack("<Q", driver.bus.load(ring + 16 * i + 8, 8))[0] for i in range(3)]
-    assert words == [context, part, last | 0xF]
-    assert struct.unpack("<12Q", driver.check(avf.GET_STATS, struct.pack("<H10x", 1))) == (
-        *([0] * 10),
-        1,
-        0,
-    )
-
-
-def test_a_tail_may_be_stored_before_its_queue_is_enabled(lab: Lab) -> None:
-    driver = lab.driver()
-    driver.configure(1)
-    driver.bus.store(avf.tx_ring(0), struct.pack("<QQ", 0x1000, 3 << 4))
-    driver.bus.write(0x0000, 1)
-    assert vdev_of(driver).vsi.path.statistics().tx_discards == 0
-    driver.select(avf.ENABLE_QUEUES, 1, 1)
-    assert vdev_of(driver).vsi.path.statistics().tx_discards == 1
-    driver.select(avf.DISABLE_QUEUES, 1, 1)
-    driver.select(avf.ENABLE_QUEUES, 1, 1)  # the tail is 0 again
-    assert vdev_of(driver).vsi.path.statistics().tx_discards == 1
-
-
-def test_a_tail_beyond_the_ring_or_a_ring_beyond_memory_costs_the_queue_only(lab: Lab) -> None:
-    driver = lab.driver()
-    driver.configure(1)
-    driver.select(avf.ENABLE_QUEUES, 1, 1)
-    driver.bus.write(0x0000, 64)
-    assert vdev_of(driver).last_complaint == "transmit queue 0: tail 64 of 64"
-    driver.select(avf.DISABLE_QUEUES, 1, 1)
-    far = avf.tx_queue(driver.resources.vsi, 0, address=1 << 40)
-    driver.check(avf.CONFIG_TX, far)
-    driver.select(avf.ENABLE_QUEUES, 1, 1)
-    driver.bus.write(0x0000, 1)
-    assert "transmit queue 0: PASID" in vdev_of(driver).last_complaint
-    driver.check(avf.GET_STATS, struct.pack("<H10x", driver.resources.vsi))
-
-
 # Filters and policies.
 
 

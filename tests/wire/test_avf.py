@@ -97,7 +97,7 @@ def test_transmit_descriptors_are_reported_with_their_vector(lab: Lab) -> None:
     nic.enable_interrupts()
     nic.driver.configure(2, vectors=[2, 1])
     nic.driver.select(avf.ENABLE_QUEUES, 3, 3)
-    word = 1 << 4 | 1 << 5
+    word = 1 << 4 | 1 << 5 | 64 << 34
     for queue, vector in ((0, 2), (1, 1)):
         nic.bus.store(avf.tx_ring(queue), struct.pack("<QQ", avf.FREE, word))
         nic.bus.write(4 * queue, 1)

@@ -8,17 +8,10 @@ the VSI, from 0; a message is one of the ADI's, by its place in the list: messag
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Final, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
-from vdcm import Adi, DmaError, Report
-
-TX_DESCRIPTOR: Final = 16
-RX_DESCRIPTOR: Final = 32
-_DONE: Final = 0xF
-"""Of a transmit descriptor that the device has taken: its type."""
-_END, _REPORT = 1 << 4, 1 << 5
-_DATA: Final = 0
+from vdcm import Adi, Report
 
 
 @dataclass(frozen=True)
@@ -104,18 +97,6 @@ class Statistics:
     tx_errors: int = 0
 
 
-class Guest(Protocol):
-    """The VDEV, to a data path in Python."""
-
-    def dma_read(self, iova: int, length: int) -> bytes: ...
-    def dma_write(self, iova: int, data: bytes) -> None: ...
-    def raise_message(self, message: int) -> None:
-        """Vector ``message + 1``, when its interrupt control lets it."""
-
-    def complain(self, why: str) -> None:
-        """The driver has done something that it must not do."""
-
-
 class DataPath(Protocol):
     """The queues and the port of one VSI.
 
@@ -123,9 +104,9 @@ class DataPath(Protocol):
     C's (``vdcm_services.report``) says that the driver has broken a queue: the function is reset.
     """
 
-    def attach(self, guest: Guest, pages: memoryview | None) -> None:
+    def attach(self, pages: memoryview) -> None:
         """Before anything else. ``pages``: BAR0 up to 0x4000, of which 0x0000, 0x2000 and 0x3000
-        are direct pages; None: they are intercepted, and stores come by ``tail``."""
+        are direct pages."""
 
     def configure_tx(self, queue: TxQueue) -> None:
         """Take its settings; it is not enabled."""
@@ -137,7 +118,7 @@ class DataPath(Protocol):
         """Begin with the queues of the bit masks, all of them configured, at descriptor 0.
 
         Their tails may have been stored already, and count: Linux's driver gives receive buffers
-        before, and after a reset it may send before.
+        before, and after a reset it may send before. Those of a time before the reset are gone.
         """
 
     def disable(self, tx: int, rx: int) -> None:
@@ -155,9 +136,6 @@ class DataPath(Protocol):
     def set_link(self, up: bool) -> None:
         """Down: nothing is received, and what is sent is discarded."""
 
-    def tail(self, queue: int, value: int, *, transmit: bool) -> None:
-        """The driver has stored into an intercepted tail register."""
-
     def statistics(self) -> Statistics:
         """The counters now."""
 
@@ -172,114 +150,5 @@ class DataPath(Protocol):
 
 
 MakeDataPath = Callable[[Adi], DataPath]
-"""Makes the one of an ADI, which has as many messages as queue pairs; one in C adds its queues to
+"""Makes the one of an ADI, which has as many messages as queue pairs, and adds its queues to
 ``adi.path``. They run while the ADI is enabled: as long as one of its queues is."""
-
-
-@dataclass
-class _Ring:
-    queue: TxQueue
-    head: int = 0
-
-
-@dataclass
-class NullDataPath:
-    """No data path: what is sent goes nowhere and is counted as discarded, nothing is received.
-
-    It takes transmit descriptors as they come, so that a driver does not find its queue stuck.
-    """
-
-    adi: Adi
-    _guest: Guest | None = None
-    _counted: Statistics = field(default_factory=Statistics)
-    _settings: dict[int, TxQueue] = field(default_factory=dict)
-    _rings: dict[int, _Ring] = field(default_factory=dict)
-    _tails: dict[int, int] = field(default_factory=dict)
-
-    def attach(self, guest: Guest, pages: memoryview | None) -> None:
-        del pages
-        self._guest = guest
-
-    def configure_tx(self, queue: TxQueue) -> None:
-        self._settings[queue.index] = queue
-
-    def configure_rx(self, queue: RxQueue) -> None:
-        """It receives nothing."""
-
-    def enable(self, tx: int, rx: int) -> None:
-        del rx
-        for index, queue in self._settings.items():
-            if tx >> index & 1:
-                self._rings[index] = _Ring(queue)
-                self._run(index)
-
-    def disable(self, tx: int, rx: int) -> None:
-        del rx
-        for index in range(tx.bit_length()):
-            if tx >> index & 1:
-                self._rings.pop(index, None)
-                self._tails.pop(index, None)
-
-    def set_filters(self, filters: Filters) -> None:
-        """Nothing passes."""
-
-    def set_offloads(self, offloads: Offloads) -> None:
-        """Nothing passes."""
-
-    def set_rss(self, rss: Rss) -> None:
-        """Nothing is received."""
-
-    def set_link(self, up: bool) -> None:
-        """Nothing passes either way."""
-
-    def tail(self, queue: int, value: int, *, transmit: bool) -> None:
-        if transmit:
-            self._tails[queue] = value
-            self._run(queue)
-
-    def _run(self, queue: int) -> None:
-        ring, value = self._rings.get(queue), self._tails.get(queue, 0)
-        if ring is None or self._guest is None:
-            return
-        if value >= ring.queue.length:
-            self._guest.complain(f"transmit queue {queue}: tail {value} of {ring.queue.length}")
-            return
-        try:
-            reported = self._discard(self._guest, ring, value)
-        except DmaError as error:
-            del self._rings[queue]
-            self._guest.complain(f"transmit queue {queue}: {error}")
-            return
-        if reported and ring.queue.message is not None:
-            self._guest.raise_message(ring.queue.message)
-
-    def _discard(self, guest: Guest, ring: _Ring, tail: int) -> bool:
-        """Take all descriptors up to ``tail``; has any of them asked for a report?"""
-        reported = False
-        while ring.head != tail:
-            at = ring.queue.address + TX_DESCRIPTOR * ring.head + 8
-            word = int.from_bytes(guest.dma_read(at, 8), "little")
-            ring.head = (ring.head + 1) % ring.queue.length
-            if word & 0xF != _DATA:
-                continue
-            if word & _END:
-                self._counted.tx_discards += 1
-            if word & _REPORT:
-                guest.dma_write(at, (word & ~0xF | _DONE).to_bytes(8, "little"))
-                reported = True
-        return reported
-
-    def statistics(self) -> Statistics:
-        return self._counted
-
-    def explain(self, report: Report) -> str:
-        return f"report {report.code}"  # it has no C
-
-    def reset(self) -> None:
-        self._rings.clear()
-        self._tails.clear()
-        self._settings.clear()
-
-    def close(self) -> None:
-        self._rings.clear()
-        self._guest = None

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import ClassVar, Final
 
 from vdcm import Adi, AdiType, HostDriver, ParentFunction, ResourceError
-from vdcm_devices.avf.datapath import DataPath, MakeDataPath, NullDataPath
+from vdcm_devices.avf.datapath import DataPath, MakeDataPath
 from vdcm_devices.avf.registers import MOST_QUEUES
 from vdcm_devices.avf.vsi import text
 
@@ -46,14 +46,11 @@ class AvfDriver(HostDriver):
         vsis: int,
         messages: int,
         workers: int,
-        make: MakeDataPath = NullDataPath,
-        direct: bool = False,
+        make: MakeDataPath,
     ) -> None:
         super().__init__(
             name, function, {PAIRS: pairs, VSIS: vsis}, messages=messages, workers=workers
         )
-        self.direct: Final = direct
-        """Its data path looks at the registers of the queues itself, on direct pages."""
         self._make: Final = make
         self._macs: dict[bytes, object] = {}
 

@@ -16,6 +16,7 @@ from vdcm import (
     VdevType,
 )
 from vdcm_devices.avf.driver import AvfDriver, vsi_type
+from vdcm_devices.avf.native import Switch
 from vdcm_devices.avf.vdev import AvfVdev
 
 
@@ -35,7 +36,6 @@ class Avf(Parent):
     ims = Property(
         1024, minimum=1, maximum=65536, live=False, doc="Interrupt messages, one a queue pair."
     )
-    workers = Property(1, minimum=1, maximum=64, live=False, doc="Threads that do the work.")
 
     driver: HostDriver
 
@@ -52,5 +52,6 @@ class Avf(Parent):
             pairs=self.queue_pairs,
             vsis=self.vsis,
             messages=self.ims,
-            workers=self.workers,
+            workers=1,  # the switch is one thread's
+            make=Switch().port,
         )

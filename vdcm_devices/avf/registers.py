@@ -18,12 +18,10 @@ MOST_QUEUES: Final = 16
 HKEY_SIZE: Final = 52
 HLUT_SIZE: Final = 64
 PAGE: Final = 0x1000
-QTX_TAIL: Final = 0x0000
-QRX_TAIL: Final = 0x2000
-ITRN: Final = 0x2800
-DYN_CTLN: Final = 0x3800
 DIRECT_PAGES: Final = (0x0000, 0x2000, 0x3000)
 """Those of the data path: transmit tails; receive tails and ITRs; DYN_CTLN."""
+TAILS: Final = (0x0000, 0x2000)
+"""QTX_TAIL1 and QRX_TAIL1, one for each queue."""
 
 DYN_CTL: Final = {
     "INTENA": Field(0, doc="Interrupts are enabled; cleared when one is sent."),
@@ -36,23 +34,6 @@ DYN_CTL: Final = {
     "WB_ON_ITR": Field(30),
     "INTENA_MSK": Field(31, access=Access.WO, doc="INTENA is not written."),
 }
-
-
-class QueueRegisters(RegisterMap, size=0x4000):
-    """The first four pages, where the data path is not one that looks at them itself."""
-
-    QTX_TAIL1 = Register(QTX_TAIL, 32, count=MOST_QUEUES, doc="Transmit tail.")
-    QRX_TAIL1 = Register(QRX_TAIL, 32, count=MOST_QUEUES, doc="Receive tail.")
-    ITRN1 = Register(
-        ITRN,
-        32,
-        count=3 * MOST_QUEUES,
-        fields={"INTERVAL": Field(0, 12)},
-        doc="Throttling intervals, 16 of each of 3 indices, in units of 2 µs.",
-    )
-    DYN_CTLN1 = Register(
-        DYN_CTLN, 32, count=MOST_QUEUES, fields=DYN_CTL, doc="Interrupt control of vector N + 1."
-    )
 
 
 def _length(prefix: str) -> dict[str, Field]:

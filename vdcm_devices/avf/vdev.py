@@ -31,7 +31,6 @@ from vdcm_devices.avf.adminq import AdminQueues
 from vdcm_devices.avf.channel import Channel
 from vdcm_devices.avf.codes import ResetState
 from vdcm_devices.avf.driver import PAIRS, AvfDriver, vsi_type
-from vdcm_devices.avf.pages import QueuePages, VectorControl
 from vdcm_devices.avf.registers import (
     BAR0_SIZE,
     BAR3_SIZE,
@@ -40,8 +39,10 @@ from vdcm_devices.avf.registers import (
     MSIX_PENDING,
     MSIX_TABLE,
     PAGE,
+    TAILS,
     AvfRegisters,
 )
+from vdcm_devices.avf.vector import VectorControl
 from vdcm_devices.avf.vsi import Policy, Vsi, is_multicast
 
 log = logging.getLogger("vdcm.avf")
@@ -90,14 +91,8 @@ class AvfVdev(Vdev):
         self.complaints = 0
         self.last_complaint = ""
         self._home: AvfDriver | None = None  # whose ADI it has, and which knows its address
-        driver = drivers[0]
-        assert isinstance(driver, AvfDriver)
         pages = [Pages(at, PAGE, PagePolicy.DIRECT) for at in DIRECT_PAGES]
-        bar = Bar(0, BAR0_SIZE, BarKind.MEMORY64_PREFETCHABLE, pages if driver.direct else ())
-        self._pages: QueuePages | None = None
-        if not driver.direct:
-            self._pages = QueuePages(self._tail, lambda vector: self._send_message(vector - 1))
-            bar.place(0, self._pages.registers)
+        bar = Bar(0, BAR0_SIZE, BarKind.MEMORY64_PREFETCHABLE, pages)
         bar.place(AvfRegisters.BASE, self.registers)
         msix = MsiX(
             MOST_QUEUES + 1,
@@ -141,7 +136,7 @@ class AvfVdev(Vdev):
             raise
         self._adi = adi
         path = self._avf.path(adi)
-        path.attach(self, None if self._pages is not None else self.bars[0].view(0, 0x4000))
+        path.attach(self.bars[0].view(0, AvfRegisters.BASE))
         path.set_link(self.link)
         self._vsi = Vsi(adi.index % 0xFFFF + 1, pairs, self._policy, self)
         self._vsi.attach(path)
@@ -243,11 +238,8 @@ class AvfVdev(Vdev):
         if self._adi is not None:
             self._adi.driver.reset(self._adi)
         self._forget()
-        if self._pages is not None:
-            self._pages.reset()
-        else:
-            for at in DIRECT_PAGES:
-                self.bars[0].view(at, PAGE)[:] = bytes(PAGE)
+        for at in DIRECT_PAGES:
+            self.bars[0].view(at, PAGE)[:] = bytes(PAGE)
         self.registers.reset()
         self.registers.RSTAT.VFR_STATE = ResetState.IN_PROGRESS
 
@@ -270,8 +262,6 @@ class AvfVdev(Vdev):
     def on_reset(self) -> None:
         """A function-level reset: the ADI and the registers have been reset already."""
         self._forget()
-        if self._pages is not None:
-            self._pages.reset()
         if self._vsi is not None:
             self._vsi.reset()
         self.later(SETTLING, self._settled)
@@ -311,14 +301,6 @@ class AvfVdev(Vdev):
             self._misc.cause()
         self.registers.DYN_CTL01.INTENA = int(self._misc.enabled)
 
-    def raise_message(self, message: int) -> None:
-        if self._pages is not None:
-            self._pages.cause(message)
-
-    def _send_message(self, message: int) -> None:
-        if self._adi is not None and message < len(self._adi.messages):
-            self._adi.messages[message].raise_()
-
     # Admin queues and queues.
 
     def on_write_HENA(self, _index: int, _value: int) -> None:
@@ -337,6 +319,12 @@ class AvfVdev(Vdev):
         )
         self.channel.set_rss_by_registers(key, table, int.from_bytes(types, "little"))
 
+    def on_write_ATQLEN1(self, value: int) -> None:
+        """A driver begins after a reset; tails that it stored before it knew of it are void."""
+        if value >> 31 and not self.channel.active:
+            for at in TAILS:
+                self.bars[0].view(at, PAGE)[: 4 * MOST_QUEUES] = bytes(4 * MOST_QUEUES)
+
     def on_write_ATQT1(self, _value: int) -> None:
         self.admin.transmit()
 
@@ -348,10 +336,6 @@ class AvfVdev(Vdev):
 
     def send(self, opcode: int, status: int, data: bytes) -> None:
         self.admin.send(opcode, status, data)
-
-    def _tail(self, queue: int, value: int, transmit: bool) -> None:
-        if self._vsi is not None and self.bus_master:
-            self._vsi.path.tail(queue, value, transmit=transmit)
 
     # What went wrong, and what there is.
 

@@ -1,0 +1,263 @@
+/*
+ * Inside the data path: the switch, its ports and queues, a frame on its way, and what the rooms have of
+ * each other. All of it is touched under the switch's lock.
+ */
+#ifndef AVF_ENGINE_H
+#define AVF_ENGINE_H
+
+#include <stdatomic.h>
+#include <string.h>
+
+#include "fastpath.h"
+#include "port.h"
+
+enum {
+    AVF_HEAD = 256,   /* bytes of a frame that are looked at and delivered from a copy */
+    AVF_FRAMES = 64,  /* that one run sends at most */
+    AVF_FETCH = 32,   /* receive descriptors that are fetched in one go, at most */
+    AVF_PIECES = 5,   /* in which a buffer of 16 KiB can lie: no mapping is finer than 4 KiB */
+    AVF_LONGEST = AVF_MAX_FRAME - 4, /* bytes of a frame without its CRC */
+    AVF_HASHED = 36,  /* bytes that RSS hashes, at most */
+    AVF_BUCKETS = 4096
+};
+
+/* Registers on the direct pages. */
+enum {
+    AVF_QTX_TAIL = 0x0000,
+    AVF_QRX_TAIL = 0x2000,
+    AVF_ITRN = 0x2800,
+    AVF_DYN_CTLN = 0x3800
+};
+
+typedef _Atomic(uint32_t) avf_register;
+
+typedef struct {
+    uint64_t address;
+    uint64_t word;
+} avf_tx_descriptor;
+
+typedef struct {
+    avf_queue_settings is;
+    bool configured;
+    bool enabled;
+    uint32_t head;
+    uint32_t tail;  /* accepted */
+    uint32_t stuck; /* a tail at which a frame is not complete, or UINT32_MAX */
+} avf_tx;
+
+typedef struct {
+    avf_queue_settings is;
+    bool configured;
+    bool enabled;
+    uint32_t head;
+    uint32_t n_fetched; /* from head on */
+    uint32_t first;     /* of `fetched`, the one at head */
+    uint64_t fetched[AVF_FETCH];
+} avf_rx;
+
+typedef struct {
+    bool enabled;
+    uint8_t causes; /* a bit for each ITR index that has one */
+    uint64_t sent;  /* ns, the last time */
+} avf_vector;
+
+typedef struct avf_address avf_address;
+struct avf_address {
+    uint64_t mac; /* its 6 bytes as they lie in memory, then 0 */
+    avf_port *port;
+    avf_address *next; /* of the same bucket */
+};
+
+struct avf_port {
+    avf_switch *its;
+    avf_port *next;
+    avf_port *next_promiscuous;
+    avf_port *next_dirty;
+    vdcm_queue *handle; /* NULL: the sweep does not know it */
+    uint8_t *pages;
+    bool link;
+    bool broken; /* reported, and not reset since */
+    bool held;   /* an interrupt waits for its time */
+    bool dirty;  /* in the switch's list of ports to interrupt */
+    uint32_t tx_enabled;
+    uint32_t turn;
+    atomic_uint ready; /* transmit queues that have something */
+    uint64_t stamp;    /* number of the frame that was offered to it last */
+    avf_tx tx[AVF_QUEUES];
+    avf_rx rx[AVF_QUEUES];
+    avf_vector vectors[AVF_QUEUES];
+    avf_filters filters;
+    uint64_t mac;
+    avf_address *addresses;
+    uint8_t table[AVF_TABLE];
+    uint64_t types;
+    uint32_t toeplitz[2 * AVF_HASHED][16]; /* of each half byte that is hashed */
+    avf_counters counters;
+};
+
+/* What a sender's descriptors say of one frame, and where it lies. */
+typedef struct {
+    uint64_t context; /* second word of the context descriptor, 0: there is none */
+    uint64_t word;    /* of the first data descriptor */
+    uint32_t length;  /* of all buffers */
+    uint32_t n_buffers;
+    uint32_t n_pieces;
+    bool reached;
+    struct {
+        uint64_t address;
+        uint32_t length;
+    } buffers[AVF_MAX_CHAIN];
+    struct {
+        const uint8_t *memory;
+        uint32_t length;
+    } pieces[AVF_MAX_CHAIN * AVF_PIECES];
+} avf_source;
+
+enum avf_kind { AVF_UNICAST, AVF_MULTICAST, AVF_BROADCAST };
+
+/* A frame without its first VLAN tag. What the switch decides on is in `head`, which the sender cannot
+ * change any more; the rest is bytes [at, at + length - head_length) of the source. */
+typedef struct {
+    uint32_t length;
+    uint32_t head_length;
+    uint32_t at;
+    enum avf_kind kind;
+    bool tagged;
+    uint16_t tag;
+    uint16_t l3, l4;    /* offsets; 0: no such header */
+    uint32_t end;       /* of the IP packet */
+    uint8_t protocol;
+    uint8_t packet_type; /* as a receive descriptor names it */
+    uint8_t hash_type;   /* a bit of avf_rss() */
+    uint8_t hashed;      /* bytes of `input` */
+    bool fragment;
+    bool six; /* IPv6 */
+    bool summed;   /* checksums have been looked at or made */
+    bool bad_ip;
+    bool bad_l4;
+    uint8_t input[AVF_HASHED];
+    uint8_t head[AVF_HEAD];
+} avf_frame;
+
+struct avf_switch {
+    const vdcm_services *services;
+    atomic_flag lock;
+    avf_port *ports;
+    avf_port *promiscuous;
+    avf_port *dirty;
+    avf_address *buckets[AVF_BUCKETS];
+    uint64_t frames;      /* number of the frame that is offered */
+    const avf_port *inside; /* whose memory is reached beside the sender's */
+    uint64_t held;        /* bytes since leave() */
+    avf_source source;
+    avf_frame frame;
+    avf_tx_descriptor fetched[AVF_MAX_CHAIN];
+};
+
+static inline avf_register *avf_at(const avf_port *p, uint32_t offset, uint32_t index)
+{
+    return (avf_register *)(void *)(p->pages + offset) + index;
+}
+
+static inline uint64_t avf_mac(const uint8_t *bytes)
+{
+    uint64_t mac = 0;
+
+    memcpy(&mac, bytes, 6);
+    return mac;
+}
+
+static inline uint32_t avf_bucket(uint64_t mac)
+{
+    return (uint32_t)(mac * UINT64_C(0x9e3779b97f4a7c15) >> 52);
+}
+
+static inline uint32_t avf_be16(const uint8_t *bytes)
+{
+    return (uint32_t)bytes[0] << 8 | bytes[1];
+}
+
+static inline void avf_put16(uint8_t *bytes, uint32_t value)
+{
+    bytes[0] = (uint8_t)(value >> 8);
+    bytes[1] = (uint8_t)value;
+}
+
+/* ---- control.c ------------------------------------------------------------------------------- */
+
+void avf_lock(avf_switch *s);
+void avf_unlock(avf_switch *s);
+
+/* ---- access.c: guest memory ------------------------------------------------------------------ */
+
+/* The sender's buffers: 0, or a negative errno and in *address where. */
+int avf_reach_source(avf_switch *s, vdcm_worker *worker, uint64_t *address);
+/* Lets go of all memory; the source is reached again when it is needed. */
+void avf_leave(avf_switch *s, vdcm_worker *worker);
+/* In guarded(): 0 or -EIO. */
+int avf_copy(avf_switch *s, vdcm_worker *worker, void *to, const void *from, uint32_t length);
+/* The first `length` bytes of the source, which is reached: 0 or -EIO. */
+int avf_copy_head(avf_switch *s, vdcm_worker *worker, uint8_t *to, uint32_t length);
+/* Is all of the source still there? 0 or -EIO. */
+int avf_probe_source(avf_switch *s, vdcm_worker *worker);
+/* The driver has done something that it must not: says so once, and stops its port. */
+void avf_offend(avf_port *p, vdcm_worker *worker, uint32_t code, bool transmit, uint32_t queue,
+                uint64_t value, int error);
+
+/* ---- checksum.c ------------------------------------------------------------------------------ */
+
+/* Sums of 16-bit words as they lie in memory. */
+uint64_t avf_sum(uint64_t sum, const uint8_t *bytes, uint32_t length);
+uint16_t avf_fold(uint64_t sum);
+/* Adds to *sum the bytes from `from` to `end` of the frame, part of which may be in the source. */
+int avf_sum_frame(avf_switch *s, vdcm_worker *worker, const avf_frame *f, uint32_t from,
+                  uint32_t end, uint64_t *sum);
+/* CRC32c (RFC 9260, appendix A) of the same bytes. */
+int avf_crc_frame(avf_switch *s, vdcm_worker *worker, const avf_frame *f, uint32_t from,
+                  uint32_t end, uint32_t *crc);
+/* Are the checksums of a frame right that its sender made itself? 0 or -EIO. */
+int avf_verify(avf_switch *s, vdcm_worker *worker, avf_frame *f);
+
+/* ---- classify.c ------------------------------------------------------------------------------ */
+
+/* Finds headers, packet type and what is hashed. */
+void avf_classify(avf_frame *f);
+/* The Toeplitz hash of the port's key. */
+uint32_t avf_hash(const avf_port *p, const avf_frame *f);
+void avf_set_key(avf_port *p, const uint8_t *key);
+
+/* ---- switch.c -------------------------------------------------------------------------------- */
+
+/* Sends the frame to all ports that it is for; how many. The source may have gone: -errno. */
+int avf_forward(avf_port *from, vdcm_worker *worker, avf_frame *f);
+/* May `from` send it? */
+bool avf_may_send(const avf_port *from, const avf_frame *f);
+
+/* ---- receive.c ------------------------------------------------------------------------------- */
+
+/* Puts the frame into a receive queue of `to`, whose worker is `other`. 0; -ENOBUFS: there is no place;
+ * else the source has gone. */
+int avf_receive(avf_port *to, vdcm_worker *other, const avf_frame *f);
+
+/* ---- segment.c ------------------------------------------------------------------------------- */
+
+/* Sends the source as a frame with the checksums that its descriptors ask for, or as segments. Bytes of
+ * work, or a negative errno: the source has gone; 0: the driver has been reported. */
+int64_t avf_send(avf_port *p, vdcm_worker *worker, uint32_t queue);
+
+/* ---- transmit.c ------------------------------------------------------------------------------ */
+
+/* Sends frames of a queue, *frames at most, for about `budget` bytes; how many were it. */
+uint64_t avf_transmit(avf_port *p, vdcm_worker *worker, uint32_t queue, uint64_t budget,
+                      uint32_t *frames);
+
+/* ---- interrupt.c ----------------------------------------------------------------------------- */
+
+/* There is a reason for an interrupt; avf_interrupt_all() or the port's next look sends it. */
+void avf_cause(avf_port *p, int32_t message, uint32_t itr);
+/* Looks at the registers, and sends what may be sent. */
+void avf_interrupt(avf_port *p, vdcm_worker *worker);
+/* All ports that have had a cause. */
+void avf_interrupt_all(avf_switch *s, vdcm_worker *worker);
+
+#endif

@@ -1,0 +1,147 @@
+/*
+ * Interrupts of the queues: DYN_CTLN and ITRN on a page that the guest stores to without anybody being
+ * told. What it has stored in DYN_CTLN is taken out of the register, in which only INTENA stays;
+ * so anything else there is new. An interrupt clears INTENA (X710 datasheet, 7.5.3). Descriptors are
+ * written back at once, so there is nothing to do for WB_ON_ITR.
+ */
+#include <time.h>
+
+#include "engine.h"
+
+enum {
+    INTENA = 1 << 0,
+    SWINT_TRIG = 1 << 2,
+    NO_ITR = 3,
+    INTERVAL = 0xfff,
+    VECTORS = 16 /* registers of one ITR index */
+};
+#define INTENA_MSK (UINT32_C(1) << 31)
+#define UNIT_NS UINT64_C(2000)
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
+}
+
+void avf_cause(avf_port *p, int32_t message, uint32_t itr)
+{
+    if (message < 0) {
+        return;
+    }
+    p->vectors[message].causes |= (uint8_t)(1u << itr);
+    if (!p->dirty) {
+        p->dirty = true;
+        p->next_dirty = p->its->dirty;
+        p->its->dirty = p;
+    }
+}
+
+/* What the driver has stored in DYN_CTLN, if anything. */
+static void look(avf_port *p, uint32_t vector)
+{
+    avf_register *control = avf_at(p, AVF_DYN_CTLN, vector);
+    avf_vector *v = &p->vectors[vector];
+    uint32_t word = atomic_load_explicit(control, memory_order_acquire);
+
+    bool enabled = (word & INTENA_MSK) != 0 ? v->enabled : (word & INTENA) != 0;
+    uint32_t index = word >> 3 & 3;
+
+    /* The exchange fails if the driver stores something else now: that is for the next look. */
+    if (word == (v->enabled ? INTENA : 0) ||
+        !atomic_compare_exchange_strong_explicit(control, &word, enabled ? INTENA : 0,
+                                                 memory_order_acq_rel, memory_order_relaxed)) {
+        return;
+    }
+    v->enabled = enabled;
+    if ((word & SWINT_TRIG) != 0) {
+        v->causes |= 1 << NO_ITR;
+    }
+    if (index != NO_ITR && (word & ~(uint32_t)INTENA) != 0) {
+        atomic_store_explicit(avf_at(p, AVF_ITRN, index * VECTORS + vector),
+                              word >> 5 & INTERVAL, memory_order_relaxed);
+    }
+}
+
+/* When the interrupt may be sent, in ns: the shortest interval of those that have a cause. */
+static uint64_t due(const avf_port *p, uint32_t vector)
+{
+    const avf_vector *v = &p->vectors[vector];
+    uint64_t shortest = UINT64_MAX;
+
+    if ((v->causes >> NO_ITR & 1) != 0) {
+        return 0;
+    }
+    for (uint32_t itr = 0; itr < NO_ITR; itr++) {
+        if ((v->causes >> itr & 1) != 0) {
+            uint64_t interval = atomic_load_explicit(
+                                    avf_at(p, AVF_ITRN, itr * VECTORS + vector),
+                                    memory_order_relaxed) &
+                                INTERVAL;
+
+            shortest = interval < shortest ? interval : shortest;
+        }
+    }
+    return shortest == 0 ? 0 : v->sent + shortest * UNIT_NS;
+}
+
+/* Takes INTENA away: false if the driver stores something now, which is to be looked at first. */
+static bool disarm(avf_port *p, uint32_t vector)
+{
+    uint32_t word = INTENA;
+
+    if (!atomic_compare_exchange_strong_explicit(avf_at(p, AVF_DYN_CTLN, vector), &word, 0,
+                                                 memory_order_acq_rel, memory_order_relaxed)) {
+        return false;
+    }
+    p->vectors[vector].enabled = false;
+    return true;
+}
+
+void avf_interrupt(avf_port *p, vdcm_worker *worker)
+{
+    uint64_t now = 0;
+
+    p->held = false;
+    for (uint32_t i = 0; i < AVF_QUEUES; i++) {
+        avf_vector *v = &p->vectors[i];
+        uint64_t when;
+
+        look(p, i);
+        if (!v->enabled || v->causes == 0) {
+            continue;
+        }
+        when = due(p, i);
+        if (now == 0) {
+            now = now_ns();
+        }
+        if (now < when || !disarm(p, i)) {
+            p->held = true;
+            continue;
+        }
+        v->causes = 0;
+        v->sent = now;
+        (void)p->its->services->raise(worker, i);
+    }
+}
+
+static int interrupt(void *argument, vdcm_worker *other)
+{
+    avf_interrupt(argument, other);
+    return 0;
+}
+
+void avf_interrupt_all(avf_switch *s, vdcm_worker *worker)
+{
+    while (s->dirty != NULL) {
+        avf_port *p = s->dirty;
+
+        s->dirty = p->next_dirty;
+        p->dirty = false;
+        if (p->handle != NULL && p->pages != NULL) {
+            (void)s->services->on_behalf(worker, p->handle, interrupt, p);
+        }
+    }
+}

@@ -1,0 +1,143 @@
+/*
+ * The switch: which ports a frame is for. A frame goes to every port that has its destination address as
+ * a filter, to those that are promiscuous, and never back. A port receives frames of its VLANs and
+ * untagged ones. Who is where is known from the filters, so nothing is learnt, and nothing is flooded.
+ */
+#include <errno.h>
+
+#include "engine.h"
+
+enum { VLAN_ID = 0xfff };
+
+static bool has_vlan(const avf_port *p, const avf_frame *f)
+{
+    uint32_t id = f->tag & VLAN_ID;
+
+    return !f->tagged || id == 0 || p->filters.every_vlan ||
+           (p->filters.vlans[id / 8] >> id % 8 & 1) != 0;
+}
+
+static const avf_address *bucket(const avf_switch *s, uint64_t mac)
+{
+    return s->buckets[avf_bucket(mac)];
+}
+
+bool avf_may_send(const avf_port *from, const avf_frame *f)
+{
+    uint64_t source = avf_mac(f->head + 6);
+    const avf_address *a;
+
+    if (!has_vlan(from, f)) {
+        return false;
+    }
+    if (!from->filters.check_source || source == from->mac) {
+        return true;
+    }
+    if ((f->head[6] & 1) != 0) {
+        return false;
+    }
+    for (a = bucket(from->its, source); a != NULL; a = a->next) {
+        if (a->mac == source && a->port == from) {
+            return true;
+        }
+    }
+    return false;
+}
+
+struct offer {
+    avf_port *to;
+    const avf_frame *f;
+};
+
+static int receive(void *argument, vdcm_worker *other)
+{
+    const struct offer *o = argument;
+
+    return avf_receive(o->to, other, o->f);
+}
+
+static void count(avf_port *to, const avf_frame *f)
+{
+    avf_counters *c = &to->counters;
+
+    c->rx_bytes += f->length;
+    *(f->kind == AVF_UNICAST     ? &c->rx_unicast
+      : f->kind == AVF_MULTICAST ? &c->rx_multicast
+                                 : &c->rx_broadcast) += 1;
+}
+
+/* 1 if it has been received, 0 if not; negative: the source has gone. */
+static int offer(avf_port *from, vdcm_worker *worker, avf_port *to, const avf_frame *f)
+{
+    avf_switch *s = from->its;
+    struct offer o = {.to = to, .f = f};
+    uint64_t address;
+    int error;
+
+    if (to == from || to->stamp == s->frames || !to->link || to->broken || to->handle == NULL ||
+        to->pages == NULL || !has_vlan(to, f)) {
+        return 0;
+    }
+    to->stamp = s->frames;
+    if ((s->inside != NULL && s->inside != to) || s->held + f->length > VDCM_HOLD_LIMIT) {
+        avf_leave(s, worker); /* a thread is inside two address spaces at most */
+    }
+    if (f->length != f->head_length) {
+        error = avf_reach_source(s, worker, &address);
+        if (error != 0) {
+            return error;
+        }
+    }
+    s->inside = to;
+    s->held += f->length;
+    error = s->services->on_behalf(worker, to->handle, receive, &o);
+    if (error == -EIO) {
+        return error;
+    }
+    if (error == -ENOBUFS) {
+        to->counters.rx_discards++;
+    }
+    if (error == 0) {
+        count(to, f);
+    }
+    return error == 0;
+}
+
+int avf_forward(avf_port *from, vdcm_worker *worker, avf_frame *f)
+{
+    avf_switch *s = from->its;
+    uint64_t mac = avf_mac(f->head);
+    avf_port *p;
+    int sent = 0;
+
+    s->frames++;
+    if (f->kind == AVF_BROADCAST) {
+        for (p = s->ports; p != NULL; p = p->next) {
+            int one = offer(from, worker, p, f);
+
+            if (one < 0) {
+                return one;
+            }
+            sent += one;
+        }
+        return sent;
+    }
+    for (const avf_address *a = bucket(s, mac); a != NULL; a = a->next) {
+        int one = a->mac == mac ? offer(from, worker, a->port, f) : 0;
+
+        if (one < 0) {
+            return one;
+        }
+        sent += one;
+    }
+    for (p = s->promiscuous; p != NULL; p = p->next_promiscuous) {
+        bool wants = f->kind == AVF_UNICAST ? p->filters.all_unicast : p->filters.all_multicast;
+        int one = wants ? offer(from, worker, p, f) : 0;
+
+        if (one < 0) {
+            return one;
+        }
+        sent += one;
+    }
+    return sent;
+}
