@@ -127,6 +127,33 @@ def avf_lab(
 
 
 @pytest.fixture(scope="session")
+def avf_pair(
+    environment: Environment,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+) -> Iterator[nic.Pair]:
+    folder = tmp_path_factory.mktemp("avf-pair")
+    started = request.config.stash.setdefault(_STARTED, [])
+    server = Server(folder, {name: {"type": "avf"} for name in ("a", "b")}, trace=False)
+    machines = [
+        Machine(
+            environment,
+            log_dir=folder / name,
+            cpus=4,
+            modules=nic.MODULES,
+            tools=nic.TRAFFIC_TOOLS,
+            devices=vfio_user(server.socket(name)),
+        )
+        for name in ("a", "b")
+    ]
+    started += [server, *machines]
+    with server, machines[0], machines[1]:
+        yield nic.Pair(*(nic.Nic(server, machines[i], name) for i, name in enumerate("ab")))
+    for one in (server, *machines):
+        started.remove(one)
+
+
+@pytest.fixture(scope="session")
 def nvme_lab(
     environment: Environment,
     tmp_path_factory: pytest.TempPathFactory,

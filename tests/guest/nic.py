@@ -1,9 +1,12 @@
-"""Linux's own iavf in a guest, by iproute, ethtool and sysfs."""
+"""Linux's own iavf in guests, by iproute, ethtool and sysfs."""
 
 from __future__ import annotations
 
+import re
 import time
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
 from tests.guest.lab import address_of
 from tests.guest.machine import Machine
@@ -12,6 +15,7 @@ from tests.guest.server import Server
 AVF = "8086:1889"
 MODULES = ("iavf", "8021q")  # for Machine(modules=…)
 TOOLS = ("ethtool", "ip")  # for Machine(tools=…)
+TRAFFIC_TOOLS = (*TOOLS, "iperf3")
 IP = "/bin/ip"  # iproute's; the name alone is busybox's own to its shell
 SECONDS = 20.0  # a limit, not an expectation
 
@@ -90,6 +94,98 @@ class Nic:
         found: str = self.server.show(self.name)["channel"]["last_complaint"]
         return found
 
+    def counters(self) -> dict[str, int]:
+        """Of the VSI."""
+        found: dict[str, int] = self.server.show(self.name)["adis"][0]["counters"]
+        return found
+
+    def resets(self) -> int:
+        found: int = self.server.show(self.name)["counters"]["resets"]
+        return found
+
+    def queues(self, side: str) -> list[int]:
+        """Packets of each queue, as the driver counts them; ``side`` is rx or tx."""
+        return [int(n) for n in re.findall(rf"{side}-\d+.packets: (\d+)", self.ethtool("-S"))]
+
     def log(self) -> str:
         """What the driver has said."""
         return self.machine.run("dmesg | grep -i -e iavf -e eth0").output
+
+
+class Pair:
+    """Two guests on one switch, with addresses, serving HTTP; the second iperf3, too."""
+
+    ADDRESSES: ClassVar = ("192.0.2.1", "192.0.2.2")
+    ADDRESSES6: ClassVar = ("fd00::1", "fd00::2")
+    VLAN_ADDRESSES: ClassVar = ("198.51.100.1", "198.51.100.2")
+
+    def __init__(self, a: Nic, b: Nic) -> None:
+        self.a, self.b = a, b
+        self.server = a.server
+        for nic in (a, b):
+            nic.load()
+            self.configure(nic)
+            nic.machine.check("httpd -h /tmp")
+        b.machine.check("iperf3 -s -D")
+
+    def configure(self, nic: Nic) -> None:
+        """Up, with its addresses."""
+        nic.up()
+        nic.ip(f"addr replace {self.ADDRESSES[nic is self.b]}/24 dev @")
+        nic.ip(f"addr replace {self.ADDRESSES6[nic is self.b]}/64 dev @ nodad")
+
+    def answers(self, to: str) -> bool:
+        """Does ``to`` answer a's ping?"""
+        return self.a.machine.run(f"ping -c 1 -W 1 {to}").status == 0
+
+    def ping(self, to: str, size: int = 56) -> None:
+        """From a: all of them come back."""
+        self.server.wait_for("they know each other", lambda: self.answers(to))
+        self.a.machine.check(f"ping -q -c 20 -i 0.01 -s {size} {to} | grep ' 0% packet loss'")
+
+    def copy(
+        self, source: Nic, to: Nic, megabytes: int, addresses: tuple[str, str] = ADDRESSES
+    ) -> None:
+        """A file over TCP, with its checksum before and after."""
+        limit = 60 + megabytes
+        make = f"dd if=/dev/urandom of=/tmp/sent bs=1M count={megabytes} 2>/dev/null"
+        sent = source.machine.check(f"{make}; sha256sum < /tmp/sent", limit)
+        get = f"wget -q -O - http://{addresses[source is self.b]}/sent"
+        received = to.machine.check(f"{get} > /tmp/received; sha256sum < /tmp/received", limit)
+        assert sent == received, to.machine.check("ls -l /tmp")
+
+    @contextmanager
+    def vlans(self, of_a: int, of_b: int) -> Iterator[None]:
+        """Each end in a VLAN, with an address there."""
+        for nic, vlan, address in zip(
+            (self.a, self.b), (of_a, of_b), self.VLAN_ADDRESSES, strict=True
+        ):
+            nic.machine.check("modprobe 8021q")
+            nic.ip(f"link add link @ name vlan type vlan id {vlan}")
+            nic.wait_shown("vlans", [vlan])
+            nic.machine.check(f"ip link set vlan up; ip addr add {address}/24 dev vlan")
+        yield
+        for nic in (self.a, self.b):
+            nic.ip("link del vlan")
+            nic.wait_shown("vlans", [])
+
+    @contextmanager
+    def mtu(self, size: int) -> Iterator[None]:
+        """Both interfaces have it; changed while they are down (docs/avf.md)."""
+        self._set_mtu(size)
+        yield
+        self._set_mtu(1500)
+
+    def _set_mtu(self, size: int) -> None:
+        for nic in (self.a, self.b):
+            nic.down()
+            nic.ip(f"link set @ mtu {size}")
+            self.configure(nic)
+
+    def missing(self) -> list[int]:
+        """Frames that each has sent, and that the other has neither received nor had to drop."""
+        counted = [self.a.counters(), self.b.counters()]
+        return [
+            from_["tx_unicast"] - to["rx_unicast"] - to["rx_discards"]
+            for from_, to in (counted, reversed(counted))
+        ]
