@@ -1,5 +1,6 @@
 """The demo: Linux's own gpio-pci-idio-16 drives a card that vdcm serves, a user-space driver two
-software DSAs, Linux's own idxd a third one, and its nvme a disk. Run by ci/demo.
+software DSAs, Linux's own idxd a third one, and its nvme a disk; the iavf of two guests lets them
+ping each other. Run by ci/demo.
 
 python -m tests.guest.demo [BEGIN]     BEGIN: when the demo began, in seconds since the epoch
 """
@@ -15,7 +16,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from tests.guest import demo_dsa, demo_idxd, demo_nvme, disk, gpio, idxd
+from tests.guest import demo_avf, demo_dsa, demo_idxd, demo_nvme, disk, gpio, idxd
 from tests.guest.gpio import Edge, Gpio
 from tests.guest.lab import CARD, MODULES, address_of, driven, interrupts_of
 from tests.guest.machine import GuestError, Machine, vfio_user
@@ -23,7 +24,7 @@ from tests.guest.server import Server, ServerError
 from vdcm.environment import Environment, load_environment
 from vdcm.errors import PrerequisiteError, VdcmError
 
-ATTACHED = ("gpio0", *demo_idxd.VDEVS, *demo_nvme.VDEVS)
+ATTACHED = ("gpio0", *demo_idxd.VDEVS, *demo_nvme.VDEVS, demo_avf.NAMES[0])
 OUTPUTS = range(16)
 INPUTS = range(16, 32)
 SIDE = {"vdcm": "  vdcm   ", "guest": "  guest  "}
@@ -51,7 +52,7 @@ def one_hot(line: int) -> list[int]:
     return [int(other == line) for other in range(16)]
 
 
-def demo(environment: Environment, server: Server, machine: Machine) -> None:
+def demo(environment: Environment, server: Server, machine: Machine, second: Machine) -> None:
     """The whole show. Raises DemoError, GuestError, ServerError or VdcmError."""
     title("1. vdcm serves the device")
     say("vdcm", f"vdcm serve {server.definition.name}\n{server.definition.read_text()}")
@@ -98,6 +99,9 @@ def demo(environment: Environment, server: Server, machine: Machine) -> None:
 
     title("12. the guest's own nvme: a file system on a virtual disk")
     demo_nvme.show_file_system(server, machine, say, expect)
+
+    title("13. the iavf of two guests: they ping each other over vdcm's switch")
+    demo_avf.show_pings(server, machine, second, say, expect)
 
 
 def show_outputs(server: Server, gpio: Gpio) -> None:
@@ -159,7 +163,7 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vdcm-demo-")))
-        vdevs = {**demo_dsa.VDEVS, **demo_idxd.VDEVS, **demo_nvme.VDEVS}
+        vdevs = {**demo_dsa.VDEVS, **demo_idxd.VDEVS, **demo_nvme.VDEVS, **demo_avf.VDEVS}
         vdevs = {"gpio0": {"type": "pcie-idio-16"}, **vdevs}
         server = Server(folder, vdevs, demo_nvme.parents(folder))
         stack.callback(server.kill)  # in case that it does not stop
@@ -169,20 +173,31 @@ def main(arguments: Sequence[str]) -> int:
             log_dir=folder,
             devices=[a for name in ATTACHED for a in vfio_user(server.socket(name))],
             cpus=4,
-            modules=(*MODULES, *idxd.MODULES, *disk.MODULES),
-            tools=(*gpio.TOOLS, *idxd.TOOLS, *demo_nvme.TOOLS),
+            modules=(*MODULES, *idxd.MODULES, *disk.MODULES, *demo_avf.MODULES),
+            tools=(*gpio.TOOLS, *idxd.TOOLS, *demo_nvme.TOOLS, *demo_avf.TOOLS),
             files={**demo_idxd.files(environment, folder), **demo_nvme.files(environment)},
         )
-        stack.callback(machine.stop)
+        second = Machine(
+            environment,
+            log_dir=folder / "second",
+            devices=vfio_user(server.socket(demo_avf.NAMES[1])),
+            memory="256M",
+            modules=demo_avf.MODULES,
+            tools=demo_avf.TOOLS,
+        )
+        for one in (machine, second):
+            stack.callback(one.stop)
         try:
-            demo(environment, server, machine)
+            demo(environment, server, machine, second)
+            second.stop()
             machine.stop()
             server.stop()
         except KeyboardInterrupt:
             print("\nDEMO FAIL: interrupted; the guest and the server have ended", file=sys.stderr)
             return 130
         except (DemoError, GuestError, ServerError, VdcmError) as error:
-            print(f"\n{server.log_tail()}\n{machine.console()}", file=sys.stderr)
+            consoles = f"{machine.console()}\n{second.console()}"
+            print(f"\n{server.log_tail()}\n{consoles}", file=sys.stderr)
             ended = "" if server.running else "; the server has ended"
             print(f"\nDEMO FAIL: {str(error).splitlines()[0]}{ended}", file=sys.stderr)
             return 1

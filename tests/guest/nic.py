@@ -153,6 +153,8 @@ class Pair:
         get = f"wget -q -O - http://{addresses[source is self.b]}/sent"
         received = to.machine.check(f"{get} > /tmp/received; sha256sum < /tmp/received", limit)
         assert sent == received, to.machine.check("ls -l /tmp")
+        to.machine.check("rm /tmp/received")
+        source.machine.check("rm /tmp/sent")
 
     @contextmanager
     def vlans(self, of_a: int, of_b: int) -> Iterator[None]:

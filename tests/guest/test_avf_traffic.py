@@ -17,7 +17,7 @@ from tests.guest.nic import Pair
 
 SOAK = "VDCM_SOAK" in os.environ
 SECONDS = 20 if SOAK else 1  # of one run of iperf3
-MEGABYTES = 128 if SOAK else 16  # of one file
+MEGABYTES = 100 if SOAK else 16  # of one file
 SOAK_SECONDS = 600
 
 
@@ -42,6 +42,7 @@ def iperf3(pair: Pair, *words: str, amount: str = f"-t {SECONDS}") -> dict[str, 
     """From a to b; what it counted in the end."""
     line = f"iperf3 -J {amount} -c {pair.ADDRESSES[1]} {' '.join(words)} 2>/dev/null"
     result = pair.a.machine.run(line, timeout=SECONDS + 60)
+    assert result.output, f"status {result.status}: {line}"
     found = json.loads(result.output)
     assert "error" not in found, found["error"]
     counted: dict[str, Any] = found["end"]
