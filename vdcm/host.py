@@ -153,8 +153,9 @@ class HostDriver:
                     "or give the parent more"
                 )
         index = next(self._numbers)
-        group = self._groups.setdefault(owner, Group())
-        path = self._sweep_for(owner).adi(lambda _path: self._on_event(adi), group)
+        if owner not in self._groups:
+            self._groups[owner] = Group()
+        path = self._sweep_for(owner).adi(lambda _path: self._on_event(adi), self._groups[owner])
         adi = Adi(self, kind, index, owner, path)
         try:
             adi.messages = [self.ims.allocate() for _ in range(kind.messages)]
@@ -477,7 +478,7 @@ class HostDriver:
 
     def _close_group(self, owner: str) -> None:
         """If it has no ADI any more."""
-        if all(adi.owner != owner for adi in self.adis.values()):
+        if not self._groups[owner].adis:
             self._groups.pop(owner).close()
 
     @staticmethod

@@ -69,6 +69,8 @@ class Group:
         if self._limit == ffi.NULL:
             raise MemoryError
         self._parts: dict[Any, Any] = {}
+        self.adis: set[AdiPath] = set()
+        """Those that are in it."""
 
     def part(self, sweep: Any) -> Any:
         """What it is on one sweep, made when it is first asked for."""
@@ -91,7 +93,9 @@ class Group:
         self.weight, self.rate = weight, rate
 
     def close(self) -> None:
-        """Its ADIs have been closed, its sweeps have not. Twice is harmless."""
+        """Its sweeps have not been closed. Twice is harmless. StateError while it has an ADI."""
+        if self.adis:
+            raise StateError(f"the group has {len(self.adis)} ADIs: release them first")
         for native in self._parts.values():
             lib.vdcm_group_free(native)
         self._parts.clear()
@@ -139,6 +143,8 @@ class Sweep:
             raise MemoryError
         path = AdiPath(self, self._next_id, native, on_event, group)
         self._adis[self._next_id] = path
+        if group is not None:
+            group.adis.add(path)
         self._next_id += 1
         return path
 
@@ -288,6 +294,8 @@ class AdiPath:
         self._native = None
         self._queues.clear()
         self.sweep.forget(self._id)
+        if self.group is not None:
+            self.group.adis.discard(self)
 
     def _check(self) -> None:
         if self._native is None:

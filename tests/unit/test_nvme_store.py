@@ -403,6 +403,42 @@ def test_format_beside_the_event_loop() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("saves", [0, 1])
+def test_a_table_that_cannot_be_written_while_a_namespace_is_formatted(
+    path: Path, saves: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``saves``: those that succeed before one that does not. Before the erasing all is as it was;
+    after it there is no namespace until it is formatted again."""
+    owner = parent(f"file:{path}", size="4M")
+    nvme = Machine(owner, "a")
+    nvme.enable()
+    queue = nvme.create_queue(1)
+    nvme.write(queue, 0, b"x" * 512)
+    left, pwrite = saves, os.pwrite
+
+    def full(fd: int, data: bytes, at: int) -> int:
+        nonlocal left
+        left -= 1
+        return pwrite(fd, data if left >= 0 else data[:20], at)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        assert nvme.admin(FORMAT, nsid=1, cdw10=1).status == 0x006
+    assert nvme.vdev.all_namespaces[1].ready == (saves == 0)
+    if saves == 0:
+        assert nvme.identify(0, 1)[26] == 0
+        assert nvme.read(queue, 0, 1) == b"x" * 512
+    # What a restart would find.
+    with path.open("r+b") as file:
+        kept = [(one.block_shift, one.erase) for one in Slices("store", 4 * MIB, file.fileno())]
+    assert kept == [(9, False) if saves == 0 else (12, True)]
+    assert nvme.admin(FORMAT, nsid=1, cdw10=1).status == 0
+    nvme.block_size = 4096
+    assert nvme.read(queue, 0, 1) == bytes(4096)
+    nvme.close()
+    owner.close()
+
+
 def test_shutdown_beside_the_event_loop() -> None:
     async def run() -> None:
         nvme = Machine()

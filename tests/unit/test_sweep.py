@@ -409,6 +409,10 @@ def test_a_group_on_two_sweeps_has_one_rate(bench: Bench) -> None:
     seconds = (bench.now - begin) / 1e9
     done = bench.units(group), other.units(group)
     assert sum(done) / seconds == pytest.approx(100_000_000, rel=0.04)
+    for path in bench.paths:
+        path.close()
+    with pytest.raises(StateError, match="has 1 ADIs"):
+        group.close()
     for path in other.paths:
         path.close()
     group.close()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
+from vdcm import VdcmError
 from vdcm_devices.nvme.codes import ALL_NAMESPACES, NvmeError, Status
 from vdcm_devices.nvme.command import Command
 from vdcm_devices.nvme.identify import BLOCK_SHIFTS, NamespaceFacts
@@ -28,11 +29,13 @@ Done = Callable[[Status], None]
 
 @dataclass
 class Namespace:
-    """Namespace ``nsid`` is ``slice``; it is ``ready`` unless it is being formatted."""
+    """Namespace ``nsid`` is ``slice``; it is ``ready`` unless it is being formatted, or that could
+    not be finished: then there is none, until it is formatted again."""
 
     nsid: int
     slice: Slice
     ready: bool = False
+    formatting: bool = False
 
 
 class Namespaces(Mapping[int, Namespace]):
@@ -45,6 +48,7 @@ class Namespaces(Mapping[int, Namespace]):
         self._closed = False
         for namespace in self._all.values():
             if namespace.slice.erase:  # it was being formatted when the server ended
+                namespace.formatting = True
                 self._erase(namespace, lambda _status: None)
             else:
                 self._show(namespace)
@@ -130,7 +134,7 @@ class Namespaces(Mapping[int, Namespace]):
             raise NvmeError(Status.INVALID_FIELD, CDW10 + 1, 1)
         if self._host.read_only:
             raise NvmeError(Status.WRITE_PROTECTED, NSID)
-        if not all(namespace.ready for namespace in chosen):
+        if any(namespace.formatting for namespace in chosen):
             raise NvmeError(Status.NAMESPACE_NOT_READY, NSID)
         shift = BLOCK_SHIFTS[word & 0xF]
         left = len(chosen)
@@ -144,19 +148,24 @@ class Namespaces(Mapping[int, Namespace]):
                 done(worst)
 
         for namespace in chosen:
-            namespace.ready = False
+            namespace.ready, namespace.formatting = False, True
             self._format(namespace, shift, one_done)
 
     def _format(self, namespace: Namespace, shift: int, done: Done) -> None:
+        one = namespace.slice
+        before = one.block_shift, one.erase
+
         def hidden(gone: bool) -> None:
-            if not gone:
-                namespace.ready = True
-                done(Status.INTERNAL_ERROR)
-                return
-            one = namespace.slice
-            one.block_shift, one.erase = shift, True
-            self._store.slices.save()
-            self._erase(namespace, done)
+            if gone:
+                one.block_shift, one.erase = shift, True
+                if self._saved():
+                    self._erase(namespace, done)
+                    return
+                one.block_shift, one.erase = before
+            namespace.formatting = False
+            if not one.erase:  # as it was
+                self._change(lambda: self._show(namespace), lambda _: None)
+            done(Status.INTERNAL_ERROR)
 
         self._change(lambda: self._hide(namespace), hidden)
 
@@ -164,17 +173,28 @@ class Namespaces(Mapping[int, Namespace]):
         def erased(worked: bool) -> None:
             if self._closed:
                 return
-            if not worked:  # it stays away: what is in it is neither the old nor zeros
-                done(Status.INTERNAL_ERROR)
-                return
-            namespace.slice.erase = False
-            self._store.slices.save()
-            self._change(
-                lambda: self._show(namespace),
-                lambda shown: done(Status.SUCCESS if shown else Status.INTERNAL_ERROR),
-            )
+            namespace.formatting = False
+            if worked:
+                namespace.slice.erase = False
+                if self._saved():
+                    self._change(
+                        lambda: self._show(namespace),
+                        lambda shown: done(Status.SUCCESS if shown else Status.INTERNAL_ERROR),
+                    )
+                    return
+                namespace.slice.erase = True
+            # It stays away: what is in it is neither the old nor, after a restart, what is new.
+            done(Status.INTERNAL_ERROR)
 
         self._store.erase(namespace.slice, erased)
+
+    def _saved(self) -> bool:
+        try:
+            self._store.slices.save()
+        except VdcmError as error:
+            self._host.say(str(error))
+            return False
+        return True
 
     def close(self) -> None:
         """What is being formatted is so when the VDEV is made next."""

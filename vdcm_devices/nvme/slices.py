@@ -17,11 +17,13 @@ at multiples of 1 MiB, each at the first place where it fits.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 from uuid import UUID, uuid4
@@ -151,10 +153,14 @@ class Slices:
         sequence = self._sequence + 1
         head = _HEAD.pack(_MAGIC, _VERSION, len(text), sequence)
         checksum = zlib.crc32(text, zlib.crc32(head)).to_bytes(4, "little")
+        data, at = head + checksum + text, sequence % 2 * _COPY
         try:
-            os.pwrite(self._fd, head + checksum + text, sequence % 2 * _COPY)
+            if os.pwrite(self._fd, data, at) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fdatasync(self._fd)
         except OSError as error:
+            with suppress(OSError):  # whatever has come there, the other copy holds
+                os.pwrite(self._fd, bytes(_HEAD.size), at)
             raise VdcmError(f"{self._name}: its table cannot be written: {error}") from error
         self._sequence = sequence
 

@@ -1,0 +1,143 @@
+"""Stores that cannot be had, and that fail: said where it happens, and nobody else's concern."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from daemon import Daemon
+from nvme_client import NvmeClient
+from nvme_host import FLUSH, WRITE_ZEROES, NvmeFailure
+
+MIB = 1 << 20
+CAPACITY_EXCEEDED = 0x081
+
+
+def document(folder: Path, store: Path) -> dict[str, Any]:
+    """Two parents, ``full`` in the file and ``other`` in memory, each with a VDEV."""
+    return {
+        "parents": {
+            "full": {"model": "nvme", "store": f"file:{store}", "size": "64M"},
+            "other": {"model": "nvme", "store": "ram:64M"},
+        },
+        "vdevs": {
+            name: {
+                "type": "nvme",
+                "parent": name,
+                "size": "32M",
+                "socket": str(folder / f"{name}.s"),
+            }
+            for name in ("full", "other")
+        },
+    }
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB, which can be made read-only."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8M", "none", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"only root can mount a small file system: {done.stderr}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def started(daemon: Daemon, name: str) -> NvmeClient:
+    nvme = NvmeClient(daemon.folder / f"{name}.s")
+    nvme.start()
+    return nvme
+
+
+def test_a_full_file_system(tmp_path: Path, small: Path) -> None:
+    store = small / "store.img"
+    data = os.urandom(128 << 10)
+    with (
+        Daemon(tmp_path, document(tmp_path, store)) as daemon,
+        started(daemon, "full") as full,
+        started(daemon, "other") as other,
+    ):
+        written = 0
+        with pytest.raises(NvmeFailure) as refused:
+            for block in range(0, 32 * MIB // 512, 256):
+                with full.borrowed():
+                    full.write(full.queue, block, data)
+                written += 1
+        assert refused.value.status == CAPACITY_EXCEEDED
+        assert 6 * MIB < written * len(data) < 8 * MIB
+        for block in range(written):
+            with full.borrowed():
+                assert full.read(full.queue, 256 * block, 256) == data
+        with full.borrowed():  # what has a place already
+            full.write(full.queue, 0, data[::-1])
+            assert full.read(full.queue, 0, 256) == data[::-1]
+        assert full.io(full.queue, FLUSH).status == 0
+        other.write(other.queue, 0, data)
+        assert other.read(other.queue, 0, 256) == data
+
+        # What is given back has room for others.
+        assert (
+            full.io(full.queue, WRITE_ZEROES, cdw10=0, cdw12=1 << 25 | 4095).status == 0
+        )  # Deallocate
+        with full.borrowed():
+            full.write(full.queue, 256 * written, data)
+
+
+def test_a_file_that_is_deleted_or_cut_short_while_it_is_used(tmp_path: Path) -> None:
+    store = tmp_path / "store.img"
+    data = os.urandom(128 << 10)
+    with (
+        Daemon(tmp_path, document(tmp_path, store)) as daemon,
+        started(daemon, "full") as nvme,
+    ):
+        nvme.write(nvme.queue, 0, data)
+        os.truncate(store, 0)
+        assert nvme.read(nvme.queue, 0, 256) == bytes(len(data))
+        nvme.write(nvme.queue, 0, data)
+        store.unlink()
+        assert nvme.read(nvme.queue, 0, 256) == data
+        assert nvme.io(nvme.queue, FLUSH).status == 0
+
+
+def refused(folder: Path, store: Path) -> str:
+    """What a server says that ends because it cannot have this store."""
+    folder.mkdir()
+    file = folder / "vdevs.yaml"
+    file.write_text(json.dumps(document(folder, store)))
+    places = ["--state", str(folder / "state"), "--control", str(folder / "control.sock")]
+    done = subprocess.run(
+        [sys.executable, "-m", "vdcm", "serve", *places, str(file)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode
+    assert "Traceback" not in done.stderr
+    return " ".join(done.stderr.split())
+
+
+def test_a_file_that_another_server_uses(tmp_path: Path) -> None:
+    store = tmp_path / "store.img"
+    with (
+        Daemon(tmp_path, document(tmp_path, store)) as daemon,
+        started(daemon, "full") as nvme,
+    ):
+        assert f"{store} is in use by another server" in refused(tmp_path / "second", store)
+        nvme.write(nvme.queue, 0, bytes(512))
+
+
+def test_a_file_that_may_not_be_written(tmp_path: Path, small: Path) -> None:
+    store = small / "store.img"
+    store.write_bytes(bytes(4 * MIB))
+    subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
+    said = refused(tmp_path / "second", store)
+    assert f"{store} cannot be opened: Read-only file system" in said
