@@ -314,6 +314,7 @@ vdcm_queue *vdcm_queue_new(vdcm_adi *a, uintptr_t fastpath, uintptr_t device, bo
     q->adi = a;
     q->ops = ops;
     q->device = (void *)device;
+    q->patience = a->sweep->spin_ns;
     q->doorbells = doorbells;
     q->state = VDCM_STOPPED;
     vdcm_sweep_lock(a->sweep);

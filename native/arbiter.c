@@ -93,6 +93,7 @@ bool vdcm_look(vdcm_queue *queue, uint64_t now)
     if (!vdcm_runnable(queue)) {
         return false;
     }
+    vdcm_adapt(queue, now - queue->idle_since);
     queue->idle_since = now;
     queue->rests = false;
     vdcm_activate(&queue->adi->share);

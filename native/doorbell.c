@@ -4,9 +4,10 @@
  * A doorbell is a word of shared memory that a guest stores to; nobody is told. So the thread looks,
  * and the only questions are how often and at what price. While there is work it looks at a queue as
  * soon as that has run, and at some of the others every LOOK_NS. Without work it looks at all of
- * them again and again for a while, then naps between two rounds, longer each time, up to a limit
- * that keeps idling at about 1 % of a CPU. A queue without doorbells is kicked instead, which ends
- * a nap; a sweep that has none with doorbells sleeps until then.
+ * them again and again for a while, longer if the last work came soon after the one before; then it
+ * naps between two rounds, longer each time, up to a limit that keeps idling at about 1 % of a CPU.
+ * A queue without doorbells is kicked instead, which ends a nap; a sweep that has none with doorbells
+ * sleeps until then.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -27,6 +28,7 @@ enum {
     EAGER_NS = 3000,      /* after work: who has been waiting for it often has more at once */
     FIRST_NAP_NS = 50000, /* the kernel wakes nobody up much earlier */
     WAKE_NS = 5000,       /* what a nap costs others: the timer, the switch of threads */
+    PATIENCE = 8,         /* times as long as it stays awake at least, it does at most */
     IDLE_SHARE = 100      /* one part of so many is spent on idling */
 };
 #define LONGEST_NAP_NS UINT64_C(20000000)
@@ -69,6 +71,23 @@ static void nap(vdcm_sweep *s, unsigned word, uint64_t ns)
     atomic_store(&s->napping, false);
 }
 
+/*
+ * To sleep and be woken costs a guest in the middle of something more than the sweep saves by it, so
+ * it waits for the next work as long as the last one took to come, and half of that again; but not for
+ * a guest that takes its time.
+ */
+void vdcm_adapt(vdcm_queue *q, uint64_t gap)
+{
+    uint64_t least = q->adi->sweep->spin_ns;
+    uint64_t most = PATIENCE * least;
+
+    if (gap > most) {
+        q->patience = least;
+    } else if (gap + gap / 2 > q->patience) {
+        q->patience = gap + gap / 2 < most ? gap + gap / 2 : most;
+    }
+}
+
 static void look_at_kicked(vdcm_sweep *s, uint64_t now)
 {
     vdcm_queue *q;
@@ -86,8 +105,9 @@ static void look_at_kicked(vdcm_sweep *s, uint64_t now)
         atomic_store(&q->kicked, false);
         if (q->state == VDCM_RUNNING) {
             vdcm_doorbells_add(q);
-            q->idle_since = now;
-            (void)vdcm_look(q, now);
+            if (!vdcm_look(q, now)) {
+                q->idle_since = now;
+            }
         } else if (vdcm_runnable(q)) {
             vdcm_activate(&q->adi->share);
         }
@@ -98,12 +118,16 @@ static void look_at_kicked(vdcm_sweep *s, uint64_t now)
 /* It has been looked at in vain: may it rest? */
 static void tire(vdcm_sweep *s, vdcm_queue *q, uint64_t now)
 {
-    if (q->rests || now - q->idle_since < s->spin_ns) {
+    if (q->rests) {
+        return;
+    }
+    if (now - q->idle_since < q->patience) {
+        s->awake = true;
         return;
     }
     if (!vdcm_rest(q)) {
         q->idle_since = now;
-        s->in_vain = 0;
+        s->awake = true;
         return;
     }
     q->rests = true;
@@ -178,6 +202,7 @@ static void *sweep(void *argument)
         uint64_t wait;
         uint64_t done;
         bool round; /* all have been looked at */
+        bool awake;
         bool doorbells;
 
         if (atomic_load(&s->stopping)) {
@@ -189,9 +214,11 @@ static void *sweep(void *argument)
         vdcm_spin_lock(&s->lock);
         if (new_round) {
             s->in_vain = 0;
+            s->awake = false;
         }
         done = step(s, now, &wait);
         round = s->in_vain >= s->n_doorbells;
+        awake = s->awake;
         doorbells = s->n_doorbells != 0;
         vdcm_sweep_unlock(s);
         new_round = false;
@@ -205,7 +232,7 @@ static void *sweep(void *argument)
             continue;
         }
         new_round = true;
-        if (now - idle_since < s->spin_ns) {
+        if (awake) {
             if (now - idle_since >= EAGER_NS) {
                 sched_yield(); /* to the guest, which may be on this CPU */
             }
@@ -235,7 +262,7 @@ static void *sweep(void *argument)
     }
 }
 
-vdcm_sweep *vdcm_sweep_new_stepped(void)
+vdcm_sweep *vdcm_sweep_new_stepped(uint64_t spin_ns)
 {
     vdcm_sweep *s = calloc(1, sizeof(*s));
     int error;
@@ -251,12 +278,13 @@ vdcm_sweep *vdcm_sweep_new_stepped(void)
         errno = error;
         return NULL;
     }
+    s->spin_ns = spin_ns;
     return s;
 }
 
 vdcm_sweep *vdcm_sweep_new(uint64_t spin_ns, uint64_t nap_ns)
 {
-    vdcm_sweep *s = vdcm_sweep_new_stepped();
+    vdcm_sweep *s = vdcm_sweep_new_stepped(spin_ns);
     sigset_t all;
     sigset_t before;
     int error;
@@ -264,7 +292,6 @@ vdcm_sweep *vdcm_sweep_new(uint64_t spin_ns, uint64_t nap_ns)
     if (s == NULL) {
         return NULL;
     }
-    s->spin_ns = spin_ns;
     s->nap_ns = nap_ns;
     /* Signals are the main thread's; those that a thread causes itself cannot be put off. */
     sigfillset(&all);

@@ -27,6 +27,7 @@ struct vdcm_queue {
     size_t place;        /* there */
     bool rests;          /* rest() was called, and nothing has come since */
     uint64_t idle_since; /* ns */
+    uint64_t patience;   /* ns without work after which it may rest */
     struct vdcm_queue *next; /* of the same ADI */
     atomic_bool kicked;      /* it is in the sweep's list of kicked ones */
     struct vdcm_queue *next_kicked;
@@ -100,6 +101,7 @@ struct vdcm_sweep {
     size_t reserved; /* queues that may be there */
     size_t cursor;   /* the next one to look at */
     size_t in_vain;  /* looks since there was work last */
+    bool awake;      /* one of them was at a queue that does not rest yet */
     vdcm_share *active; /* ring of groups, and of ADIs without one; the one whose turn it is */
     vdcm_adi *ready;
     int event_fd;
@@ -137,6 +139,9 @@ void vdcm_doorbells_remove(vdcm_queue *q);
 void vdcm_unkick(vdcm_queue *q);
 /* It has something to say. */
 void vdcm_adi_is_ready(vdcm_adi *a);
+
+/* Work has come after `gap` ns without: how long it is worth to wait awake for the next. */
+void vdcm_adapt(vdcm_queue *q, uint64_t gap);
 
 /* ---- arbiter.c ---- */
 

@@ -41,13 +41,14 @@ enum {
 /* ---- doorbell.c: a sweep thread -------------------------------------------------------------- */
 
 /*
- * After the last work it stays awake for `spin_ns`, and then naps for longer and longer, `nap_ns` at
- * most; with many doorbells to look at, longer than that, so that idling takes about 1 % of a CPU.
+ * After the last work it stays awake for `spin_ns`, up to 8 times as long for a guest whose work comes
+ * at such intervals; and then naps for longer and longer, `nap_ns` at most; with many doorbells to look
+ * at, longer than that, so that idling takes about 1 % of a CPU.
  * NULL with errno set if there can be no thread.
  */
 vdcm_sweep *vdcm_sweep_new(uint64_t spin_ns, uint64_t nap_ns);
 /* One without a thread: it does something only in vdcm_sweep_step(). */
-vdcm_sweep *vdcm_sweep_new_stepped(void);
+vdcm_sweep *vdcm_sweep_new_stepped(uint64_t spin_ns);
 /*
  * What the thread does between two looks at its clock, at the time `now_ns`: looks at some doorbells,
  * runs one queue. Returns the units done; 0 if there was nothing that may run, *wait_ns being then

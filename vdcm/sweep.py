@@ -23,7 +23,8 @@ from vdcm.pasid import GuestPasids
 log = logging.getLogger("vdcm.sweep")
 
 SPIN_US: Final = 50
-"""Microseconds that a sweep stays awake after its last work."""
+"""Microseconds that a sweep stays awake after its last work; up to 8 times as long while work comes
+at such intervals."""
 NAP_US: Final = 1000
 """Microseconds of the longest nap of a sweep with few doorbells to look at."""
 WEIGHTS: Final = range(1, lib.VDCM_MAX_WEIGHT + 1)
@@ -115,7 +116,7 @@ class Sweep:
         self, spin_us: int = SPIN_US, nap_us: int = NAP_US, *, stepped: bool = False
     ) -> None:
         if stepped:
-            self._native = lib.vdcm_sweep_new_stepped()
+            self._native = lib.vdcm_sweep_new_stepped(spin_us * 1000)
         else:
             self._native = lib.vdcm_sweep_new(spin_us * 1000, nap_us * 1000)
         if self._native == ffi.NULL:

@@ -95,7 +95,7 @@ class Device:
 
 @pytest.fixture
 def sweep() -> Iterator[Sweep]:
-    made = Sweep(stepped=True)
+    made = Sweep(0, stepped=True)
     yield made
     made.close()
 

@@ -30,8 +30,8 @@ MS = 1_000_000
 class Bench:
     """Some ADIs on a stepped sweep, each with one queue."""
 
-    def __init__(self) -> None:
-        self.sweep = Sweep(stepped=True)
+    def __init__(self, spin_us: int = 0) -> None:
+        self.sweep = Sweep(spin_us, stepped=True)
         self.now = 10**12
         self.events: list[AdiPath] = []
         self.paths: list[AdiPath] = []
@@ -133,6 +133,35 @@ def test_a_queue_that_rests_is_looked_at_from_a_kick_on_until_it_is_idle(bench: 
     looks = bench.sweep.counters()["looks"]
     bench.run()
     assert bench.sweep.counters()["looks"] == looks
+
+
+def test_it_stays_awake_longer_for_a_guest_that_comes_back_soon() -> None:
+    bench = Bench(spin_us=50)
+    probe = bench.probe(doorbells=False, rests=True)
+
+    def awake(gap: int) -> int:
+        """Microseconds after work that comes ``gap`` of them after its rest."""
+        bench.now += 1000 * gap
+        probe.ring()
+        probe.queue.kick()
+        assert bench.sweep.step(bench.now)[0] == 1
+        start, rested = bench.now, probe.device.rested
+        while probe.device.rested == rested:
+            bench.now += 1000
+            assert bench.sweep.step(bench.now)[0] == 0
+        return (bench.now - start) // 1000
+
+    bench.run(100)
+    assert probe.device.rested == 1
+    bench.now += MS
+    assert awake(0) == 50
+    assert awake(10) == 90  # half as long again as the 60 that it waited
+    assert awake(0) == 135
+    for _ in range(5):
+        longest = awake(0)
+    assert longest == 400
+    assert awake(1) == 50  # longer than it ever waits: not worth it
+    bench.close()
 
 
 def test_a_queue_with_doorbells_rests_once_and_is_looked_at_all_the_same(bench: Bench) -> None:
