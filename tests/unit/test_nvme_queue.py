@@ -293,31 +293,75 @@ def test_without_interrupts_there_are_none() -> None:
 def test_coalescing_by_threshold_and_by_time() -> None:
     m = Machine(entries=16, coalesce_threshold=4, coalesce_us=10_000_000)
     m.map(A, PAGE)
-    m.execute(*[fill(0, 0)] * 3)
+    m.submit(*[fill(0, 0)] * 3)
+    m.step()
     assert m.raised == []
     assert not m.rest(), "an interrupt is held back, and nobody would see its time come"
-    m.execute(fill(0, 0))
+    m.submit(fill(0, 0))
+    m.step()
     assert m.raised == [0]
     assert m.rest()
-    m.execute(fill(0, 0))
+    assert len(m.completions()) == 4
+    m.submit(fill(0, 0))
+    m.step()
     m.configure(coalesce_threshold=4, coalesce_us=1)
     m.step()
     assert m.raised == [0, 0]
     m.close()
 
 
+@pytest.mark.parametrize("doorbells", MODES)
+def test_a_guest_that_is_on_its_way_is_not_called_again(doorbells: str) -> None:
+    m = Machine(doorbells=doorbells, recall_us=3_600_000_000)
+    m.map(A, PAGE)
+    for _ in range(3):
+        m.submit(fill(0, 0))
+        m.step()
+    assert m.raised == [0], "it will come upon the others"
+    assert not m.rest(), "if it does not, it must be called"
+    assert len(m.completions()) == 3
+    m.step()
+    assert m.raised == [0] and m.rest(), "it has seen them"
+    m.submit(fill(0, 0))
+    m.step()
+    m.submit(fill(0, 0))
+    assert m.raised == [0, 0] and len(m.completions()) == 1
+    m.step()
+    assert m.raised == [0, 0, 0], "the next came behind what it has seen"
+    m.submit(fill(0, 0))
+    m.step()
+    assert m.raised == [0, 0, 0]
+    m.configure(recall_us=0)
+    m.step()
+    assert m.raised == [0, 0, 0, 0] and m.rest()
+    m.close()
+
+
+def test_a_guest_that_has_seen_it_by_itself_is_not_called(machine: Machine) -> None:
+    machine.configure(coalesce_threshold=4, coalesce_us=10_000_000)
+    machine.execute(fill(0, 0))
+    machine.configure()
+    machine.step()
+    assert machine.raised == [] and machine.rest()
+
+
 def test_a_vector_may_be_left_out_of_coalescing() -> None:
     m = Machine(entries=16, coalesce_threshold=4, coalesce_us=10_000_000)
     m.map(A, PAGE)
-    m.execute(fill(0, 0))
+    m.submit(fill(0, 0))
+    m.step()
     assert m.raised == []
     lib.nvme_cq_set_coalescing(m.cq, False)
     m.step()
     assert m.raised == [0], "nor is what was held back before"
-    m.execute(fill(0, 0))
+    assert len(m.completions()) == 1
+    m.submit(fill(0, 0))
+    m.step()
     assert m.raised == [0, 0]
+    assert len(m.completions()) == 1
     lib.nvme_cq_set_coalescing(m.cq, True)
-    m.execute(*[fill(0, 0)] * 3)
+    m.submit(*[fill(0, 0)] * 3)
+    m.step()
     assert m.raised == [0, 0]
     m.close()
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 TURN: Final = 16
 """Admin commands that are done before others get their turn."""
+RECALL_US: Final = 100
+"""As in ``nvme_settings``."""
 
 
 class Controller:
@@ -309,6 +311,7 @@ class Controller:
             max_transfer=MAX_TRANSFER,
             coalesce_threshold=threshold,
             coalesce_us=patience,
+            recall_us=RECALL_US,
             namespaces=len(self.host.all_namespaces),
             write_through=not (self.host.write_cache and self.features.value(Feature.WRITE_CACHE)),
         )

@@ -279,19 +279,40 @@ void nvme_post(nvme_sq *q)
 }
 
 /* Interrupt Coalescing (5.21.1.8) counts what one queue has, not what others of its vector have. */
+static bool held_back(const nvme_cq *cq)
+{
+    const nvme_settings *s = &cq->controller->settings;
+
+    return coalesces(cq) && cq->gathered < s->coalesce_threshold &&
+           now_ns() - cq->since < (uint64_t)s->coalesce_us * 1000;
+}
+
+/* Called a short while ago, the guest has not moved the head since. It is on its way, and will come
+ * upon what is posted meanwhile. */
+static bool on_its_way(const nvme_cq *cq)
+{
+    return cq->called != 0 && cq->called_at_head == cq->head &&
+           now_ns() - cq->called < (uint64_t)cq->controller->settings.recall_us * 1000;
+}
+
 void nvme_signal(nvme_sq *q)
 {
     nvme_controller *c = q->controller;
     nvme_cq *cq = q->cq;
 
-    if (cq->gathered == 0) {
+    if (cq->gathered == 0 || held_back(cq)) {
         return;
     }
-    if (coalesces(cq) && cq->gathered < c->settings.coalesce_threshold &&
-        now_ns() - cq->since < (uint64_t)c->settings.coalesce_us * 1000) {
+    (void)refresh(q);
+    if (on_its_way(cq)) {
         return;
     }
     cq->gathered = 0;
+    if (cq->head == cq->tail) {
+        return; /* it has seen all of them */
+    }
+    cq->called = now_ns();
+    cq->called_at_head = cq->head;
     nvme_add(&c->counters.interrupts, 1);
     (void)c->services->raise(q->worker, 0);
 }

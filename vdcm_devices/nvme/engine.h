@@ -130,6 +130,8 @@ struct nvme_cq {
     uint32_t eventidx;  /* as published */
     uint32_t gathered;  /* completions that no interrupt has told of yet */
     uint64_t since;     /* ns, the first of them */
+    uint64_t called;    /* ns, when the last interrupt was raised; 0: never */
+    uint32_t called_at_head;
 };
 
 /* Where the data of a command lies, from its first byte to its last (4.3, 4.4). */

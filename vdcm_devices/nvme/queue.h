@@ -46,6 +46,8 @@ typedef struct {
     uint32_t coalesce_threshold; /* completions to gather for one interrupt: feature 08h, THR + 1;
                                     0 and 1: no coalescing */
     uint32_t coalesce_us;  /* longest that one is held back: 100 us x TIME; 0: no coalescing */
+    uint32_t recall_us;    /* longest that the guest is not interrupted again though it has not moved
+                              the head of the queue since it was; 0: it is at once */
     uint32_t namespaces;   /* NN: namespace identifiers there can be; 0: NVME_MAX_NAMESPACES */
     bool write_through;    /* feature 06h, WCE = 0: every write is on disk before it completes */
 } nvme_settings;
