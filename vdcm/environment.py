@@ -19,7 +19,7 @@ class Environment:
     ``kernel``: the guest kernel's image; ``modules`` and ``headers``: folders of the same
     ``kernel_release``. ``guest_root``: folder with the programs that guests use and their
     libraries. ``libvfio_user``: variables for a build of vdcm. ``python``: the interpreter of the
-    environment in which vdcm is installed.
+    environment in which vdcm is installed. ``initrd``: the user's own (vdcm.testing), else none.
     """
 
     qemu: tuple[str, ...]
@@ -31,6 +31,7 @@ class Environment:
     guest_root: Path
     libvfio_user: dict[str, str]
     python: Path
+    initrd: Path | None = None
 
 
 def cache_root() -> Path:

@@ -28,8 +28,8 @@ from typing import Any, Final
 
 from tests.bench.common import BUILD, Daemon, build_programs, daemon, keep, steal_seconds
 from tests.guest import copies, idxd
-from tests.guest.machine import GuestError, Machine, vfio_user
 from vdcm.environment import Environment, load_environment
+from vdcm.testing import GuestError, Machine, vfio_user
 
 SIZES: Final = {
     "64 B": 64,

@@ -24,9 +24,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tests.bench.common import BUILD, build_programs, keep, steal_seconds
-from tests.guest.machine import Machine, vfio_user
 from vdcm.client import Client
 from vdcm.environment import load_environment
+from vdcm.testing import Machine, vfio_user
 
 SERVERS = ("C", "vdcm")
 Samples = dict[str, dict[str, list[dict[str, float]]]]

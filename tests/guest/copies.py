@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.guest.kernel_module import build_module
-from tests.guest.machine import GuestError, Machine
 from vdcm.environment import Environment
+from vdcm.testing import GuestError, Machine, build_module
 
 MODULE = "dmacopy.ko"
 _RESULT = "/sys/kernel/debug/dmacopy/result"

@@ -16,13 +16,20 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from tests.guest import demo_avf, demo_dsa, demo_idxd, demo_nvme, disk, gpio, idxd
+from tests.guest import demo_avf, demo_dsa, demo_idxd, demo_nvme, disk, idxd
 from tests.guest.gpio import Edge, Gpio
-from tests.guest.lab import CARD, MODULES, address_of, driven, interrupts_of
-from tests.guest.machine import GuestError, Machine, vfio_user
-from tests.guest.server import Server, ServerError
+from tests.guest.lab import CARD, OPTIONS, driven
 from vdcm.environment import Environment, load_environment
 from vdcm.errors import PrerequisiteError, VdcmError
+from vdcm.testing import (
+    GuestError,
+    Machine,
+    Server,
+    ServerError,
+    address_of,
+    interrupts_of,
+    vfio_user,
+)
 
 ATTACHED = ("gpio0", *demo_idxd.VDEVS, *demo_nvme.VDEVS, demo_avf.NAMES[0])
 OUTPUTS = range(16)
@@ -173,8 +180,8 @@ def main(arguments: Sequence[str]) -> int:
             log_dir=folder,
             devices=[a for name in ATTACHED for a in vfio_user(server.socket(name))],
             cpus=4,
-            modules=(*MODULES, *idxd.MODULES, *disk.MODULES, *demo_avf.MODULES),
-            tools=(*gpio.TOOLS, *idxd.TOOLS, *demo_nvme.TOOLS, *demo_avf.TOOLS),
+            modules=(*OPTIONS["modules"], *idxd.MODULES, *disk.MODULES, *demo_avf.MODULES),
+            tools=(*OPTIONS["tools"], *idxd.TOOLS, *demo_nvme.TOOLS, *demo_avf.TOOLS),
             files={**demo_idxd.files(environment, folder), **demo_nvme.files(environment)},
         )
         second = Machine(

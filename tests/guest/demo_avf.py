@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.guest import nic
-from tests.guest.machine import Machine
 from tests.guest.nic import Nic
-from tests.guest.server import Server
+from vdcm.testing import Machine, Server
 
 NAMES = ("net0", "net1")
 VDEVS = {name: {"type": "avf"} for name in NAMES}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dsa_client import INTERRUPT, OPERATIONS, DsaClient
 
-from tests.guest.server import Server
+from vdcm.testing import Server
 from vdcm_devices.dsa.registers import MSIX_PERMISSIONS
 
 SIZE = 1 << 20  # bytes that are moved

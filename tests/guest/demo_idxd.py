@@ -7,9 +7,8 @@ from pathlib import Path
 
 from tests.guest import idxd
 from tests.guest.copies import copy, dmacopy
-from tests.guest.machine import Machine
-from tests.guest.server import Server
 from vdcm.environment import Environment
+from vdcm.testing import Machine, Server
 
 NAME = "copy0"
 VDEVS = {NAME: {"type": "dsa-1dwq"}}

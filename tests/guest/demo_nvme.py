@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.guest import disk
-from tests.guest.machine import Machine
-from tests.guest.server import Server
 from vdcm.environment import Environment
+from vdcm.testing import Machine, Server
 
 NAME = "disk0"
 VDEVS = {NAME: {"type": "nvme", "parent": "disks", "size": "256M"}}

@@ -6,9 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.guest.machine import Machine
-from tests.guest.server import Server
 from vdcm.environment import Environment
+from vdcm.testing import Machine, Server
 
 NVME = "1af4:10f0"
 MODULES = ("nvme", "ext4", "crc32c_generic")  # for Machine(modules=…)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tests.guest.machine import Machine
+from vdcm.testing import Machine
 
 BLOCK_SIZES = tuple(512 << shift for shift in range(12))
 DEPTHS = tuple(1 << shift for shift in range(7))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tests.guest.machine import GuestError, Machine
+from vdcm.testing import GuestError, Machine
 
 TOOLS = ("gpiodetect", "gpioget", "gpioinfo", "gpiomon", "gpioset")  # for Machine(tools=…)
 

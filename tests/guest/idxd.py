@@ -9,10 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.guest.kernel_module import build_module
-from tests.guest.machine import Machine
-from tests.guest.server import Server
 from vdcm.environment import Environment
+from vdcm.testing import Machine, Server, build_module
 
 DSA = "8086:0b25"
 MODULES = ("idxd",)  # for Machine(modules=…); idxd_bus comes with it

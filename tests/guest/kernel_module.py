@@ -1,44 +1,5 @@
-"""Kernel modules of ours, built against the distribution's headers, and programs for a guest."""
+"""Moved to vdcm.testing."""
 
-from __future__ import annotations
+from vdcm.testing import build_module, build_program
 
-import shutil
-import subprocess
-from pathlib import Path
-
-from vdcm.environment import Environment
-from vdcm.errors import PrerequisiteError
-
-
-def build_module(environment: Environment, source: Path, folder: Path) -> Path:
-    """The module of ``source``, a folder with a Makefile for the kernel's build; its ``.ko`` has
-    the folder's name. Built in ``folder``, so that the source stays as it is.
-
-    Raises PrerequisiteError with the compiler's output if that fails.
-    """
-    build = folder / source.name
-    shutil.copytree(source, build)
-    # Type information for BPF needs a tool (pahole) that does not come with the headers.
-    plain = "CONFIG_DEBUG_INFO_BTF_MODULES="
-    command = ["make", "-C", str(environment.headers), f"M={build}", plain, "modules"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise PrerequisiteError(
-            f"{source} does not compile against {environment.headers} (ci/bootstrap --update "
-            f"brings its compiler):\n{done.stdout}{done.stderr}"
-        )
-    return build / f"{source.name}.ko"
-
-
-def build_program(name: str, folder: Path) -> dict[str, Path]:
-    """``files`` for a Machine: the static program of ``NAME/NAME.c`` beside this file, built in
-    ``folder``.
-
-    Raises PrerequisiteError with the compiler's output if that fails.
-    """
-    source, program = Path(__file__).with_name(name) / f"{name}.c", folder / name
-    command = ["gcc", "-static", "-O2", "-Wall", "-Wextra", "-Werror", "-o", program, source]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise PrerequisiteError(f"{source} does not compile:\n{done.stderr}")
-    return {name: program}
+__all__ = ["build_module", "build_program"]

@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-from tests.guest.lab import address_of
-from tests.guest.machine import Machine
-from tests.guest.server import Server
+from vdcm.testing import Machine, Server, address_of
 
 AVF = "8086:1889"
 MODULES = ("iavf", "8021q")  # for Machine(modules=…)

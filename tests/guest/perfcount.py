@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.guest.machine import Machine
+from vdcm.testing import Machine
 
 PMUS = "/sys/bus/event_source/devices"
 _OUTPUT = "/run/perfcount"

@@ -1,7 +1,7 @@
 """A device with one of everything: each kind of page and capability, interrupts and DMA.
 
 No driver knows it; the tests reach it from the guest with devmem and setpci. It is registered by
-the entry point that ``server.py`` writes, as a model outside this repository would be.
+the entry point that ``Server`` makes of MODELS, as a model outside this repository would be.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from vdcm import (
     VendorSpecificExtended,
 )
 
+MODELS: Final = {"showcase": "tests.guest.showcase:ShowcaseParent"}
 IDENT: Final = 0x5D0C_A5E0
 DIRECT: Final = 0x1000  # these are offsets in BAR 2, each an area of its own
 TABLE: Final = 0x2000

@@ -8,7 +8,8 @@ from functools import partial
 import pytest
 
 from tests.guest.gpio import Edge, Gpio
-from tests.guest.lab import Lab, driven, interrupts_of
+from tests.guest.lab import Lab, driven
+from vdcm.testing import interrupts_of
 
 OUTPUTS = range(16)
 INPUTS = range(16, 32)

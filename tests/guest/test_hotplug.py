@@ -16,10 +16,9 @@ from typing import Any
 import pytest
 
 from tests.guest.gpio import Edge, Gpio
-from tests.guest.lab import CARD, SHOWCASE, address_of, bars_of, root_port
-from tests.guest.machine import Machine, vfio_user
-from tests.guest.server import Server
-from tests.guest.showcase import ShowcaseRegisters
+from tests.guest.lab import CARD, OPTIONS, SHOWCASE
+from tests.guest.showcase import MODELS, ShowcaseRegisters
+from vdcm.testing import Machine, Server, address_of, bars_of, root_port, vfio_user
 
 EBDA = 0x9FD00  # firmware's data area: memory that /dev/mem reaches and Linux leaves alone
 OFFSETS = {name: register.offset for name, register in ShowcaseRegisters.registers.items()}
@@ -67,8 +66,8 @@ def undisturbed(server: Server, machine: Machine) -> Iterator[None]:
 def test_a_vdev_comes_into_a_running_guest_and_goes(
     serve: Callable[..., Server], boot: Callable[..., Machine]
 ) -> None:
-    server = serve({"show0": {"type": "showcase"}})
-    machine = boot([*root_port(1), *vfio_user(server.socket("show0"))])
+    server = serve({"show0": {"type": "showcase"}}, models=MODELS)
+    machine = boot([*root_port(1), *vfio_user(server.socket("show0"))], **OPTIONS)
     path = server.socket("plug")
     uuid = server.vdcm(
         *("define", "--type", "pcie-idio-16", "--parent", "idio16", "--name", "plug"),

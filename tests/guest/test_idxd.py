@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.guest import idxd
-from tests.guest.machine import GuestError, Machine
+from vdcm.testing import GuestError, Machine
 
 HELPER = "/sys/module/movdir64b/parameters"
 # The driver's own values of cmd_status (Linux, include/uapi/linux/idxd.h).

@@ -17,9 +17,7 @@ import pytest
 
 from tests.guest import idxd
 from tests.guest.copies import copy, insmod
-from tests.guest.lab import address_of
-from tests.guest.machine import Machine, vfio_user
-from tests.guest.server import Server
+from vdcm.testing import Machine, Server, address_of, vfio_user
 
 Boot = Callable[..., Machine]
 SOAK = "VDCM_SOAK" in os.environ

@@ -15,8 +15,7 @@ import pytest
 
 from tests.guest import idxd
 from tests.guest.copies import Counts, abandon, begin, copy
-from tests.guest.lab import address_of, bars_of
-from tests.guest.machine import GuestError
+from vdcm.testing import GuestError, address_of, bars_of
 from vdcm_devices.dsa.codes import Command, CommandError, DeviceState
 
 pytestmark = pytest.mark.timeout(180)

@@ -13,8 +13,7 @@ import pytest
 
 from tests.guest import idxd
 from tests.guest.copies import Counts, abandon, begin, copy
-from tests.guest.machine import GuestError, Machine, vfio_user
-from tests.guest.server import Server
+from vdcm.testing import GuestError, Machine, Server, vfio_user
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -11,7 +11,7 @@ from dsa_register_table import RW, SHAPES, Bits
 from dsa_register_walk import PATTERNS, Image, Model
 
 from tests.guest import idxd
-from tests.guest.machine import Machine
+from vdcm.testing import Machine
 
 # The VDEVs of the shared guest.
 DEVICES = {"0000:00:01.0": "dsa-2dwq-1swq", "0000:00:02.0": "dsa-1dwq"}

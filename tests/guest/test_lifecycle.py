@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from tests.guest.gpio import Gpio
-from tests.guest.lab import CARD, SHOWCASE, address_of, bars_of
-from tests.guest.machine import Machine, vfio_user
-from tests.guest.server import Server
+from tests.guest.lab import CARD, OPTIONS, SHOWCASE
+from tests.guest.showcase import MODELS
+from vdcm.testing import Machine, Server, address_of, bars_of, vfio_user
 
 pytestmark = pytest.mark.timeout(300)  # several boots; each has its own, shorter limit
 
@@ -56,7 +56,7 @@ def until(machine: Machine, condition: str) -> None:
 
 def test_reboot_in_the_middle_of_work(serve: Serve, boot: Boot) -> None:
     server = serve({"gpio0": CARDS["gpio0"]})
-    machine = boot(vfio_user(server.socket("gpio0")))
+    machine = boot(vfio_user(server.socket("gpio0")), **OPTIONS)
     gpio = load(machine)
     gpio.set(dict.fromkeys(OUTPUTS, 1))
     keep_busy(server, machine, gpio, "gpio0")
@@ -73,7 +73,7 @@ def test_reboot_in_the_middle_of_work(serve: Serve, boot: Boot) -> None:
 
 def test_two_guests_of_one_server_and_one_is_killed(serve: Serve, boot: Boot) -> None:
     server = serve(CARDS)
-    victim, other = (boot(vfio_user(server.socket(name))) for name in CARDS)
+    victim, other = (boot(vfio_user(server.socket(name)), **OPTIONS) for name in CARDS)
     victim_gpio, other_gpio = load(victim), load(other)
     assert (inputs(victim_gpio), inputs(other_gpio)) == (0x00FF, 0xFF00)
     other_gpio.set({5: 1})
@@ -91,7 +91,7 @@ def test_two_guests_of_one_server_and_one_is_killed(serve: Serve, boot: Boot) ->
 
 def test_the_server_is_killed(serve: Serve, boot: Boot) -> None:
     server = serve({"gpio0": CARDS["gpio0"]})
-    machine = boot(vfio_user(server.socket("gpio0")))
+    machine = boot(vfio_user(server.socket("gpio0")), **OPTIONS)
     gpio = load(machine)
     server.kill()
     # Reads give what a device that has gone gives: all ones.
@@ -120,9 +120,9 @@ def test_guest_memory_that_is_not_shared(serve: Serve, boot: Boot, backend: str)
 
     Of a memfd with share=off QEMU passes the descriptor all the same.
     """
-    server = serve({"gpio0": CARDS["gpio0"], "show0": {"type": "showcase"}})
+    server = serve({"gpio0": CARDS["gpio0"], "show0": {"type": "showcase"}}, models=MODELS)
     devices = [*vfio_user(server.socket("gpio0")), *vfio_user(server.socket("show0"))]
-    machine = boot(devices, backend=backend)
+    machine = boot(devices, backend=backend, **OPTIONS)
     assert "-object memory-backend-memfd,id=mem,size=SIZE,share=on" in server.log
     assert "-machine memory-backend=mem" in server.log
     assert inputs(load(machine)) == 0x00FF

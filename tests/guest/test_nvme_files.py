@@ -12,9 +12,8 @@ import pytest
 
 from tests.guest import disk, fio
 from tests.guest.disk import DRIVER, Disk, NvmeLab
-from tests.guest.machine import Machine, vfio_user
-from tests.guest.server import Server
 from vdcm.environment import Environment
+from vdcm.testing import Machine, Server, vfio_user
 
 MODES = ("shadow", "direct")
 SIZE = 64 << 20

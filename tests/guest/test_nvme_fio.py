@@ -13,9 +13,8 @@ import pytest
 from tests.guest import disk, fio
 from tests.guest.disk import Disk, NvmeLab
 from tests.guest.fio import BLOCK_SIZES, DEPTHS, Job
-from tests.guest.machine import Machine, vfio_user
-from tests.guest.server import Server
 from vdcm.environment import Environment
+from vdcm.testing import Machine, Server, vfio_user
 
 MODES = ("shadow", "direct")
 SOAK = "VDCM_SOAK" in os.environ

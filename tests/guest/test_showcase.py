@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.guest.lab import Lab, bars_of
+from tests.guest.lab import Lab
 from tests.guest.showcase import (
     DIRECT,
     FAR_MEMORY,
@@ -19,6 +19,7 @@ from tests.guest.showcase import (
     TABLE,
     ShowcaseRegisters,
 )
+from vdcm.testing import bars_of
 
 SHARED = {
     "direct": (2, DIRECT + 0x10),

@@ -29,6 +29,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"control", "serving"}),
     frozenset({"doctor", "qemu_args"}),
     frozenset({"cli"}),
+    frozenset({"testing"}),
     frozenset({"__main__"}),
 )
 # An ADI knows its host driver only to be typed.

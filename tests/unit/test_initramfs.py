@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.guest.initramfs import CpioWriter, Modules, modinfo
 from vdcm.errors import PrerequisiteError
+from vdcm.testing.initramfs import CpioWriter, Modules, modinfo
 
 
 @dataclass(frozen=True)

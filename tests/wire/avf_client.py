@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from avf_machine import ADMINQ, ARENA, ARENA_SIZE, DYN_CTL0, ICR0, ICR0_ENA, Driver
-from wire_server import retry_while_busy
 
 from vdcm.client import Client, Eventfd, Irq, Region
+from vdcm.testing import retry_while_busy
 
 TIMEOUT = 20.0
 

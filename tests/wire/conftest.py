@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from vdev_host import Everything, Host
+from everything import Everything
 from wire_server import Server
 
 from vdcm.client import Client
+from vdcm.testing import Host
 from vdcm.vdev import VdevState
 
 
@@ -31,25 +32,15 @@ def serve(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[.
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    """A server in a thread of the test's own process, which has nothing to complain of."""
-    host = Host(tmp_path)
-    yield host
-    host.close()
-    assert host.complaints == []
-
-
-@pytest.fixture
 def vdev(host: Host) -> Everything:
-    made: Everything = host.serve()
-    return made
+    return host.serve(Everything, "all").vdev
 
 
 @pytest.fixture
 def client(host: Host, vdev: Everything) -> Iterator[Client]:
     """Of ``vdev``, where a module has none of its own."""
     assert vdev.state is VdevState.READY
-    with host.connect() as client:
+    with host.connect("all") as client:
         yield client
 
 

@@ -19,15 +19,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from daemon import Daemon
 from dsa_client import INTERRUPT, MOVE, DsaClient, Wq
 from dsa_garbage import PAGE, Memory, a_descriptor
 from dsa_machine import descriptor
 from fuzz import RSS_SLACK, Level, settled
-from wire_server import retry_while_busy
 
 from vdcm.client import Irq, Region
 from vdcm.errors import ProtocolError
+from vdcm.testing import Server
 from vdcm_devices.dsa.codes import Command, WqMode
 
 ANSWER_TIME = 20.0  # seconds after which something is said to hang
@@ -38,7 +37,7 @@ LOOK = 10  # steps between two looks at the daemon and the others
 class Bystander:
     """A guest whose work has to be done, whatever others do."""
 
-    def __init__(self, daemon: Daemon, name: str) -> None:
+    def __init__(self, daemon: Server, name: str) -> None:
         client = daemon.connect(name)
         self.dsa = DsaClient(Path(client.path), 1 << 20, client)
         self.dsa.start()
@@ -78,13 +77,13 @@ class Bystander:
 class Attacker:
     """``step`` does something. It often begins with a set-up that works, to get past the door."""
 
-    def __init__(self, daemon: Daemon, known: random.Random, *, dynamic: bool) -> None:
+    def __init__(self, daemon: Server, known: random.Random, *, dynamic: bool) -> None:
         self._daemon, self._known, self._dynamic = daemon, known, dynamic
         self.memory = Memory()
         self.dsa = self._connect()
 
     def _connect(self) -> DsaClient:
-        client = retry_while_busy(lambda: self._daemon.connect("attacker"))
+        client = self._daemon.connect("attacker")
         dsa = DsaClient(Path(client.path), 16 * PAGE, client, base=STAGE)
         self.memory.map_all(dsa)
         self._set_up(dsa)
@@ -250,10 +249,10 @@ _STEPS = {
 }
 
 
-def _level(daemon: Daemon, attacker: Attacker) -> Level:
+def _level(daemon: Server, attacker: Attacker) -> Level:
     """What the daemon holds when the attacker's VDEV is as new."""
     attacker.dsa.client.close()
-    retry_while_busy(lambda: daemon.connect("attacker")).close()
+    daemon.connect("attacker").close()
     return Level.of(daemon.pid)
 
 
@@ -266,10 +265,9 @@ def run(folder: Path, kind: str, portals: str, steps: int, seed: int) -> Counter
         "own": {"type": "dsa-1dwq"},
         "sharer": {"type": "dsa-1swq"},
     }
-    for name, vdev in vdevs.items():
-        vdev |= {"parent": "dsa0", "socket": f"{name}.sock"}
-    document = {"parents": {"dsa0": {"model": "dsa"}}, "vdevs": vdevs}
-    with Daemon(folder, document) as daemon:
+    for vdev in vdevs.values():
+        vdev["parent"] = "dsa0"
+    with Server(folder, vdevs, {"dsa0": {"model": "dsa"}}, trace=False) as daemon:
         bystanders = [Bystander(daemon, name) for name in ("own", "sharer")]
         attacker = Attacker(daemon, random.Random(seed), dynamic=kind == "dsa-dynamic")
         warm: Level | None = None

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dsa_client import DsaClient
-from vdev_host import Host
-from wire_server import retry_while_busy
 
 from vdcm.client import Client
-from vdcm.parent import build
+from vdcm.testing import Host, retry_while_busy
 from vdcm_devices.dsa import Dsa
 from vdcm_devices.dsa.vdev import DsaVdev
 
@@ -26,7 +24,7 @@ class Lab:
 
     def __init__(self, folder: Path, **properties: Any) -> None:
         self.host = Host(folder)
-        self.parent: Dsa = self.host.run(lambda: build(Dsa, "dsa0", properties))
+        self.parent: Dsa = self.host.parent(Dsa, "dsa0", **properties)
         self.clients: list[DsaClient] = []
         self._made = 0
 
@@ -38,7 +36,7 @@ class Lab:
         name = f"vdev{self._made}"
         vdev = self.run(lambda: self.parent.create(kind, name, properties))
         assert isinstance(vdev, DsaVdev)
-        self.host.run(self.host.transport.serve, vdev, self.host.path(name))
+        self.host.add(vdev)
         return vdev
 
     def client(self, vdev: DsaVdev, arena: int = 16 << 20) -> DsaClient:

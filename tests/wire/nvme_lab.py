@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nvme_client import NvmeClient
-from vdev_host import Host
-from wire_server import retry_while_busy
 
 from vdcm.client import Client
-from vdcm.parent import build
+from vdcm.testing import Host, retry_while_busy
 from vdcm_devices.nvme import Nvme
 from vdcm_devices.nvme.vdev import NvmeVdev
 
@@ -31,7 +29,7 @@ class Lab:
         if store == "file":
             where = {"store": f"file:{self.file}", "size": "256M"}
         wanted = {**where, **properties}
-        self.parent: Nvme = self.host.run(lambda: build(Nvme, "nvme0", wanted))
+        self.parent: Nvme = self.host.parent(Nvme, "nvme0", **wanted)
         self.clients: list[NvmeClient] = []
         self._made = 0
 
@@ -44,7 +42,7 @@ class Lab:
         wanted = {"size": "4M", **properties}
         vdev = self.run(lambda: self.parent.create("nvme", name, wanted))
         assert isinstance(vdev, NvmeVdev)
-        self.host.run(self.host.transport.serve, vdev, self.host.path(name))
+        self.host.add(vdev)
         return vdev
 
     def client(self, vdev: NvmeVdev, memory: int = 16 << 20) -> NvmeClient:

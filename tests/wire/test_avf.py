@@ -10,9 +10,8 @@ from typing import Any
 import avf_machine as avf
 import pytest
 from avf_client import AvfClient
-from vdev_host import Host
 
-from vdcm.parent import build
+from vdcm.testing import Host
 from vdcm_devices.avf import Avf
 from vdcm_devices.avf.vdev import AvfVdev
 
@@ -20,7 +19,7 @@ from vdcm_devices.avf.vdev import AvfVdev
 class Lab:
     def __init__(self, folder: Path) -> None:
         self.host = Host(folder)
-        self.parent = self.host.run(lambda: build(Avf, "nic", {}))
+        self.parent = self.host.parent(Avf, "nic")
         self.clients: list[AvfClient] = []
         self.vdevs: list[AvfVdev] = []
 
@@ -28,7 +27,7 @@ class Lab:
         name = f"nic{len(self.vdevs)}"
         vdev = self.host.run(lambda: self.parent.create("avf", name, properties))
         assert isinstance(vdev, AvfVdev)
-        self.host.run(self.host.transport.serve, vdev, self.host.path(name))
+        self.host.add(vdev)
         self.vdevs.append(vdev)
         return vdev
 

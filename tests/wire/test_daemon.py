@@ -8,28 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemon import Daemon
 
 from vdcm.client import Client
+from vdcm.testing import Server
 
 
 @pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Daemon]:
-    with Daemon(tmp_path) as daemon:
+def daemon(tmp_path: Path) -> Iterator[Server]:
+    with Server(tmp_path) as daemon:
         yield daemon
 
 
-def states(daemon: Daemon) -> dict[str, str]:
+def states(daemon: Server) -> dict[str, str]:
     return {one["name"]: one["state"] for one in daemon.call("list")}
 
 
-def card(daemon: Daemon, name: str, **more: Any) -> dict[str, Any]:
+def card(daemon: Server, name: str, **more: Any) -> dict[str, Any]:
     socket = str(daemon.folder / f"{name}.sock")
     return {"type": "pcie-idio-16", "name": name, "socket": socket, **more}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_definitions_survive(daemon: Daemon, number: signal.Signals) -> None:
+def test_definitions_survive(daemon: Server, number: signal.Signals) -> None:
     wanted = [card(daemon, "a", auto=True, properties={"inputs": "0xff"}), card(daemon, "b")]
     defined = daemon.call("define", definitions=wanted)
     daemon.call("start", name="a")
@@ -53,7 +53,7 @@ def test_definitions_survive(daemon: Daemon, number: signal.Signals) -> None:
     (daemon.folder / "transient.sock").unlink(missing_ok=True)  # of the killed one, and nobody's
 
 
-def test_garbage_in_the_state_folder_is_named(daemon: Daemon) -> None:
+def test_garbage_in_the_state_folder_is_named(daemon: Server) -> None:
     (good, bad) = daemon.call(
         "define", definitions=[card(daemon, "a"), card(daemon, "b", auto=True)]
     )
@@ -65,7 +65,7 @@ def test_garbage_in_the_state_folder_is_named(daemon: Daemon) -> None:
     assert f"{file}: this definition is left out: it is not JSON" in daemon.log
 
 
-def test_a_signal_does_not_cut_a_shutdown_short(daemon: Daemon) -> None:
+def test_a_signal_does_not_cut_a_shutdown_short(daemon: Server) -> None:
     """A service manager's stop command is followed by SIGTERM."""
     wanted = [card(daemon, f"v{i}", auto=True) for i in range(50)]
     daemon.call("define", definitions=wanted)
@@ -76,7 +76,7 @@ def test_a_signal_does_not_cut_a_shutdown_short(daemon: Daemon) -> None:
     assert list(daemon.folder.glob("*.sock")) == []
 
 
-def test_shutdown_ends_it(daemon: Daemon) -> None:
+def test_shutdown_ends_it(daemon: Server) -> None:
     daemon.call("define", definitions=[card(daemon, "a", auto=True)])
     daemon.call("start", name="a")
     assert daemon.call("shutdown") is True

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from vdev_host import PBA, TABLE, VECTORS, Everything, Host
+from everything import PBA, TABLE, VECTORS, Everything
 from wire_registers import ID, MSIX_VECTORS, Bar, Reg
 from wire_server import STOP_TIME, Server
 
@@ -17,6 +17,7 @@ from vdcm.client import Client, Irq, Region
 from vdcm.errors import ProtocolError
 from vdcm.ims import ImsEntry, ImsStorage
 from vdcm.protocol import IrqSet
+from vdcm.testing import Host
 
 COMMAND, BUS_MASTER = 0x04, 0x4
 
@@ -221,7 +222,7 @@ def entries(host: Host, vdev: Everything) -> Iterator[list[ImsEntry]]:
 
 @contextmanager
 def bus_master(host: Host) -> Iterator[Client]:
-    with host.connect() as client:
+    with host.connect("all") as client:
         client.config.write(COMMAND, 2, BUS_MASTER)
         yield client
 

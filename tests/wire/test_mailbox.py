@@ -6,17 +6,17 @@ from functools import partial
 
 import pytest
 from mailbox_model import AREA, DATA, VECTOR, Driver, Letterbox
-from vdev_host import Host
 
 from vdcm import MailboxCode
 from vdcm.client import Client, Irq, MappedArea, Region
 from vdcm.errors import ProtocolError
+from vdcm.testing import Host
 
 SHARED = pytest.mark.parametrize("shared", [True, False], ids=["memory", "intercepted"])
 
 
 def serve(host: Host, *, shared: bool) -> Letterbox:
-    box: Letterbox = host.serve("box", partial(Letterbox, shared=shared))
+    box: Letterbox = host.serve(partial(Letterbox, shared=shared), "box").vdev
     return box
 
 

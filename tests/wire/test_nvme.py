@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemon import Daemon
 from nvme_client import RAM, NvmeClient
 from nvme_host import (
     COMPARE,
@@ -32,6 +31,8 @@ from nvme_host import (
     Pair,
 )
 from nvme_lab import MODES, STORES, Lab
+
+from vdcm.testing import Server
 
 MIB = 1 << 20
 FUA = 1 << 30
@@ -409,13 +410,11 @@ def test_neighbours_have_disks_of_their_own(tmp_path: Path) -> None:
 
 def test_what_was_flushed_is_there_after_a_kill(tmp_path: Path) -> None:
     store = tmp_path / "store.img"
-    document = {
-        "parents": {"nvme0": {"model": "nvme", "store": f"file:{store}", "size": "64M"}},
-        "vdevs": {"disk0": {"type": "nvme", "size": "16M", "socket": str(tmp_path / "d.sock")}},
-    }
+    parents = {"nvme0": {"model": "nvme", "store": f"file:{store}", "size": "64M"}}
+    vdevs = {"disk0": {"type": "nvme", "size": "16M"}}
     data = os.urandom(128 << 10)
-    with Daemon(tmp_path, document) as daemon:
-        with NvmeClient(tmp_path / "d.sock") as nvme:
+    with Server(tmp_path, vdevs, parents, trace=False) as daemon:
+        with NvmeClient(daemon.socket("disk0")) as nvme:
             nvme.start()
             serial = nvme.identify(1)[4:24]
             nvme.write(nvme.queue, 1000, data)
@@ -423,7 +422,7 @@ def test_what_was_flushed_is_there_after_a_kill(tmp_path: Path) -> None:
             daemon.kill()
         assert data in store.read_bytes()
         daemon.start()
-        with NvmeClient(tmp_path / "d.sock") as nvme:
+        with NvmeClient(daemon.socket("disk0")) as nvme:
             nvme.start()
             assert nvme.identify(1)[4:24] == serial
             assert nvme.read(nvme.queue, 1000, 256) == data

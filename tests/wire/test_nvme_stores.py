@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from daemon import Daemon
 from nvme_client import NvmeClient
 from nvme_host import FLUSH, WRITE_ZEROES, NvmeFailure
+
+from vdcm.testing import Server, ServerError
 
 MIB = 1 << 20
 CAPACITY_EXCEEDED = 0x081
 
 
-def document(folder: Path, store: Path) -> dict[str, Any]:
+def serving(folder: Path, store: Path) -> Server:
     """Two parents, ``full`` in the file and ``other`` in memory, each with a VDEV."""
-    return {
-        "parents": {
-            "full": {"model": "nvme", "store": f"file:{store}", "size": "64M"},
-            "other": {"model": "nvme", "store": "ram:64M"},
-        },
-        "vdevs": {
-            name: {
-                "type": "nvme",
-                "parent": name,
-                "size": "32M",
-                "socket": str(folder / f"{name}.s"),
-            }
-            for name in ("full", "other")
-        },
+    parents = {
+        "full": {"model": "nvme", "store": f"file:{store}", "size": "64M"},
+        "other": {"model": "nvme", "store": "ram:64M"},
     }
+    vdevs = {name: {"type": "nvme", "parent": name, "size": "32M"} for name in parents}
+    return Server(folder, vdevs, parents, trace=False)
 
 
 @pytest.fixture
@@ -51,8 +40,8 @@ def small(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def started(daemon: Daemon, name: str) -> NvmeClient:
-    nvme = NvmeClient(daemon.folder / f"{name}.s")
+def started(server: Server, name: str) -> NvmeClient:
+    nvme = NvmeClient(server.socket(name))
     nvme.start()
     return nvme
 
@@ -61,9 +50,9 @@ def test_a_full_file_system(tmp_path: Path, small: Path) -> None:
     store = small / "store.img"
     data = os.urandom(128 << 10)
     with (
-        Daemon(tmp_path, document(tmp_path, store)) as daemon,
-        started(daemon, "full") as full,
-        started(daemon, "other") as other,
+        serving(tmp_path, store) as server,
+        started(server, "full") as full,
+        started(server, "other") as other,
     ):
         written = 0
         with pytest.raises(NvmeFailure) as refused:
@@ -95,8 +84,8 @@ def test_a_file_that_is_deleted_or_cut_short_while_it_is_used(tmp_path: Path) ->
     store = tmp_path / "store.img"
     data = os.urandom(128 << 10)
     with (
-        Daemon(tmp_path, document(tmp_path, store)) as daemon,
-        started(daemon, "full") as nvme,
+        serving(tmp_path, store) as server,
+        started(server, "full") as nvme,
     ):
         nvme.write(nvme.queue, 0, data)
         os.truncate(store, 0)
@@ -109,27 +98,17 @@ def test_a_file_that_is_deleted_or_cut_short_while_it_is_used(tmp_path: Path) ->
 
 def refused(folder: Path, store: Path) -> str:
     """What a server says that ends because it cannot have this store."""
-    folder.mkdir()
-    file = folder / "vdevs.yaml"
-    file.write_text(json.dumps(document(folder, store)))
-    places = ["--state", str(folder / "state"), "--control", str(folder / "control.sock")]
-    done = subprocess.run(
-        [sys.executable, "-m", "vdcm", "serve", *places, str(file)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode
-    assert "Traceback" not in done.stderr
-    return " ".join(done.stderr.split())
+    with pytest.raises(ServerError) as caught:
+        serving(folder, store).start()
+    assert "Traceback" not in str(caught.value)
+    return " ".join(str(caught.value).split())
 
 
 def test_a_file_that_another_server_uses(tmp_path: Path) -> None:
     store = tmp_path / "store.img"
     with (
-        Daemon(tmp_path, document(tmp_path, store)) as daemon,
-        started(daemon, "full") as nvme,
+        serving(tmp_path, store) as server,
+        started(server, "full") as nvme,
     ):
         assert f"{store} is in use by another server" in refused(tmp_path / "second", store)
         nvme.write(nvme.queue, 0, bytes(512))

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from dsa_client import INTERRUPT, MOVE, DsaClient
-from vdev_host import Host
 
 from vdcm.definition import load
 from vdcm.manager import Manager
 from vdcm.pasid import PASIDS
 from vdcm.serving import raise_descriptor_limit
+from vdcm.testing import Host
 
 COUNT = int(os.environ.get("VDCM_SCALE", "32"))
 PORTALS = ("direct", "intercepted")

@@ -10,9 +10,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from vdev_host import (
+from everything import (
     DIRECT,
     DMA_ADDRESS,
     DMA_COMMAND,
@@ -28,17 +26,18 @@ from vdev_host import (
     VECTORS,
     WIDE,
     Everything,
-    Host,
     bar0,
     put,
     refused,
-    wait_until_ready,
 )
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from vdcm import Bar, Identity, PagePolicy, Pages, Vdev
 from vdcm.bars import PAGE
 from vdcm.client import Client, Irq, Region
 from vdcm.errors import DmaError, ProtocolError
+from vdcm.testing import Host, wait_until_ready
 from vdcm.vdev import VdevState
 
 COMMAND, BUS_MASTER, INTX_DISABLE = 0x04, 0x4, 0x400
@@ -107,7 +106,7 @@ def test_client_that_promises_nothing_is_offered_no_read_only_page(
     host: Host, vdev: Everything
 ) -> None:
     assert vdev.state is VdevState.READY
-    with host.connect(capabilities={"vdcm": None}) as client:
+    with host.connect("all", capabilities={"vdcm": None}) as client:
         assert [area.offset for area in client.map(Region.BAR0)] == [DIRECT]
         put(client, STATUS + 4, 5)
         assert bar0(client, STATUS) == 5
@@ -124,7 +123,7 @@ def test_many_alternating_pages_can_be_attached(host: Host) -> None:
             pages = [Pages(at * PAGE, PAGE, policies[at % 2]) for at in range(16)]
             super().__init__(name, bars=[Bar(0, 16 * PAGE, pages=pages)])
 
-    host.serve("striped", Striped)
+    host.serve(Striped, "striped")
     with host.connect("striped") as client:
         assert len(client.map(Region.BAR0)) == 16
 
@@ -390,7 +389,7 @@ def test_reset_does_not_assert_the_line(client: Client) -> None:
 
 
 def test_next_client_meets_a_fresh_device(host: Host, vdev: Everything) -> None:
-    with host.connect() as client:
+    with host.connect("all") as client:
         put(client, SCRATCH, 5)
         put(client, MEMORY, 5)
         put(client, STATUS + 4, 5)
@@ -398,7 +397,7 @@ def test_next_client_meets_a_fresh_device(host: Host, vdev: Everything) -> None:
         client.dma_memory(RAM, PAGE)
         client.irq_enable(Irq.MSIX)
         put(client, LINE, 1)
-    with host.connect() as client:
+    with host.connect("all") as client:
         assert [bar0(client, at) for at in (SCRATCH, MEMORY, STATUS, LINE)] == [0] * 4
         assert client.config.read(COMMAND, 4) & 0xFFFF == 0
         assert not client.config.read(0x06, 2) & 0x8
@@ -428,7 +427,7 @@ def test_dma_needs_a_bus_master(
 def test_dma_to_memory_that_is_not_shared_costs_its_device_only(
     host: Host, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    host.serve("other")
+    host.serve(Everything, "other")
     with host.connect("other") as other:
         for each in (client, other):
             each.config.write(COMMAND, 2, BUS_MASTER)
@@ -485,7 +484,7 @@ def huge_mappings() -> int:
 
 
 def test_no_dma_without_a_client(host: Host, vdev: Everything) -> None:
-    with host.connect() as client:
+    with host.connect("all") as client:
         client.dma_memory(RAM, PAGE)
         client.config.write(COMMAND, 2, BUS_MASTER)
         memory = vdev.session.memory if vdev.session is not None else None

@@ -14,16 +14,14 @@ from pathlib import Path
 
 import pytest
 from cffi import FFI
-from vdev_host import (
+from everything import (
     ACTION,
     REFUSED,
     SCRATCH,
     Everything,
-    Host,
     bar0,
     put,
     refused,
-    wait_until_ready,
 )
 
 from vdcm import Bar, Identity, Vdev
@@ -31,6 +29,7 @@ from vdcm.bars import PAGE
 from vdcm.client import Client, Irq, Region
 from vdcm.errors import DeferredError, ProtocolError, TransportError
 from vdcm.pasid import PASIDS
+from vdcm.testing import Host, wait_until_ready
 from vdcm.transport import Session
 from vdcm.vdev import VdevState
 
@@ -44,7 +43,7 @@ RAM = 0x10000
 def test_exception_in_a_handler_is_an_error_reply(
     host: Host, vdev: Everything, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    host.serve("other")
+    host.serve(Everything, "other")
     with pytest.raises(ProtocolError) as caught:
         bar0(client, REFUSED)
     assert caught.value.errno == errno.EIO
@@ -61,7 +60,7 @@ def test_exception_in_a_reset(host: Host, vdev: Everything) -> None:
     def fail() -> None:
         raise RuntimeError("the model cannot be reset")
 
-    with host.connect() as client:
+    with host.connect("all") as client:
         client.config.write(COMMAND, 2, BUS_MASTER)
         client.dma_memory(RAM, PAGE)
         vdev.when_reset = fail
@@ -72,7 +71,7 @@ def test_exception_in_a_reset(host: Host, vdev: Everything) -> None:
     wait_until_ready(vdev)
     assert vdev.address_space.ranges == []
     vdev.when_reset = lambda: None
-    with host.connect() as client:
+    with host.connect("all") as client:
         assert bar0(client, SCRATCH) == 0
 
 
@@ -87,7 +86,7 @@ def test_exception_on_attachment_is_an_error_reply(
                 raise RuntimeError("not today")
             return super().regions()
 
-    vdev = host.serve("shy", Shy)
+    vdev = host.serve(Shy, "shy").vdev
     for _ in range(2):
         with pytest.raises(ProtocolError) as caught:
             host.connect("shy")
@@ -116,7 +115,7 @@ def test_vdev_that_is_withdrawn_by_its_own_handler(host: Host, vdev: Everything)
         seen.append(1)
 
     vdev.action = stop
-    client = host.connect()
+    client = host.connect("all")
     with suppress(TransportError):  # it may end while we write
         for _ in range(20):
             client.post_write(Region.BAR0, ACTION, 4, 1)
@@ -145,7 +144,7 @@ def test_vdev_that_is_withdrawn_in_the_middle_of_a_long_access(host: Host, acces
             self.close()
             lines.clear()
 
-    vdev = host.serve("leaving", Leaving)
+    vdev = host.serve(Leaving, "leaving").vdev
     host.run(setattr, vdev, "observer", lines.append)
     with host.connect("leaving") as client, pytest.raises(ProtocolError) as caught:
         getattr(client, access)(Region.BAR0, ACTION, 16 if access == "read_bytes" else bytes(16))
@@ -160,13 +159,13 @@ def test_vdev_that_is_served_again_by_its_own_handler(host: Host, vdev: Everythi
         host.transport.serve(vdev, host.path("all"))
 
     vdev.action = again
-    client = host.connect()
+    client = host.connect("all")
     with pytest.raises(TransportError):
         for _ in range(100):
             put(client, ACTION, 1)
     client.close()
     vdev.action = lambda: None
-    with host.connect() as client:
+    with host.connect("all") as client:
         assert bar0(client, SCRATCH) == 0
 
 
@@ -177,7 +176,7 @@ def test_vdev_that_is_withdrawn_while_a_client_is_let_in(host: Host) -> None:
             host.transport.withdraw(self.name)
 
     before = descriptors()
-    vdev = host.serve("fickle", Fickle)
+    vdev = host.serve(Fickle, "fickle").vdev
     with pytest.raises(TransportError):
         host.connect("fickle")
     wait_until_ready(vdev)
@@ -210,8 +209,8 @@ def test_closing_gives_back_pasid_and_descriptors(tmp_path: Path) -> None:
     gc.collect()
     pasids, files = len(PASIDS), descriptors()
     for _ in range(200):
-        vdev = host.serve()
-        with host.connect() as client:
+        vdev = host.serve(Everything, "all").vdev
+        with host.connect("all") as client:
             client.irq_enable(Irq.MSIX)
             client.dma_memory(RAM, PAGE)
             client.map(Region.BAR0)

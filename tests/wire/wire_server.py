@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import select
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vdcm.client import Client
-from vdcm.errors import ProtocolError
+from vdcm.testing import retry_while_busy
 
 HERE = Path(__file__).parent
 STOP_TIME = 20.0  # seconds; generous, for a sanitizer's build on a busy machine
@@ -87,14 +84,3 @@ class Server:
         if self.process.returncode == -signal.SIGKILL:
             return  # the test did that
         self.stop()
-
-
-def retry_while_busy(connect: Callable[[], Client]) -> Client:
-    deadline = time.monotonic() + STOP_TIME
-    while True:
-        try:
-            return connect()
-        except ProtocolError as error:
-            if error.errno != errno.EBUSY or time.monotonic() > deadline:
-                raise
-        time.sleep(0.01)

@@ -115,6 +115,11 @@ class Client:
         return self._connection.path
 
     @property
+    def connected(self) -> bool:
+        """Neither side has closed the connection, as far as the last call has shown."""
+        return self._connection.connected
+
+    @property
     def version(self) -> Version:
         """What the server answered to VERSION: its limits and capabilities."""
         return self._connection.version

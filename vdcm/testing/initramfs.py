@@ -17,13 +17,16 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from tests.guest.lean import UNUSED, stand_in
 from vdcm.environment import Environment
 from vdcm.errors import PrerequisiteError
+from vdcm.testing.prepared import NO_MODULES
+from vdcm.testing.stand_in import UNUSED, stand_in
 
 INIT = Path(__file__).with_name("init.sh")
-DEFAULT_MODULES = ("gpio-pci-idio-16", "nvme", "uio_pci_generic", "vfio-pci")
+AGENT = "vdcm/init"
+"""Where that is in an initrd of the user's own; the kernel is told by ``rdinit=``."""
 _TOOLS = ("lspci", "setpci")  # every guest has a device to look at
+_HOW = "--vdcm-modules lib/modules/RELEASE"
 _LOADER = "ld-linux-x86-64.so.2"
 _LIBRARIES = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")
 
@@ -155,46 +158,67 @@ def _decompressed(path: Path) -> bytes:
 def build_initramfs(
     environment: Environment,
     *,
-    modules: Iterable[str] = DEFAULT_MODULES,
+    modules: Iterable[str] = (),
     tools: Iterable[str] = (),
     files: Mapping[str, bytes | Path] | None = None,
 ) -> bytes:
-    """The initramfs with the kernel's ``modules`` (and their closure), lspci, setpci and ``tools``
-    of the guest root (with their libraries; ``ci/provision/guest.py`` says what there is) and more
-    ``files`` (guest path without leading "/" to content; executable when the host's file is).
+    """What the guest's kernel starts with: its ``modules`` and their closure, lspci, setpci and
+    ``tools`` of the guest root with their libraries (``ci/provision/guest.py`` says what there is),
+    and more ``files`` (guest path without leading "/" to content; executable when the host's file
+    is). Of an ``environment`` with an initrd of the user's own it is that one, with its own
+    programs and modules; what answers us, and ``files``, are added.
 
     Raises PrerequisiteError when something is not where the environment says.
     """
-    programs = {*_TOOLS, *tools}
     cpio = CpioWriter()
+    if environment.initrd is not None:
+        _add_agent(cpio, environment.guest_root)
+        _add_files(cpio, files or {})
+        own = environment.initrd.read_bytes()
+        return own + _padding(len(own)) + cpio.archive()
+    programs = {*_TOOLS, *tools}
     for folder in ("dev", "proc", "run", "sys", "tmp", "usr"):
         cpio.folder(folder)
     # Before devtmpfs is mounted init has only these.
     cpio.device("dev/console", 5, 1)
     cpio.file("init", INIT.read_bytes(), 0o755)
     root = environment.guest_root
-    _add_busybox(cpio, root, skip=programs)
+    _add_busybox(cpio, root, "bin", skip=programs)
     _add_tools(cpio, root, programs)
     ids = root / "usr/share/misc/pci.ids"
     if ids.exists():
         cpio.file("usr/share/misc/pci.ids", ids.read_bytes())
     _add_modules(cpio, environment, modules)
-    for path, content in (files or {}).items():
+    _add_files(cpio, files or {})
+    return cpio.archive()
+
+
+def _add_files(cpio: CpioWriter, files: Mapping[str, bytes | Path]) -> None:
+    for path, content in files.items():
         if isinstance(content, Path):
             executable = os.access(content, os.X_OK)
             cpio.file(path, content.read_bytes(), 0o755 if executable else 0o644)
         else:
             cpio.file(path, content)
-    return cpio.archive()
 
 
-def _add_busybox(cpio: CpioWriter, root: Path, skip: set[str]) -> None:
+def _add_agent(cpio: CpioWriter, root: Path) -> None:
+    """``init.sh`` with a busybox of its own, in a folder where nothing else is (``AGENT``)."""
+    here = PurePosixPath(AGENT).parent
+    script = INIT.read_bytes()
+    script = script.replace(b"/bin/busybox", f"/{here}/busybox".encode())
+    script = script.replace(b"PATH=/bin", f"PATH=/usr/sbin:/usr/bin:/sbin:/bin:/{here}".encode())
+    cpio.file(AGENT, script, 0o755)
+    _add_busybox(cpio, root, str(here), skip=set())
+
+
+def _add_busybox(cpio: CpioWriter, root: Path, folder: str, skip: set[str]) -> None:
     busybox = _find(root, "busybox")
-    cpio.file("bin/busybox", busybox.read_bytes(), 0o755)
+    cpio.file(f"{folder}/busybox", busybox.read_bytes(), 0o755)
     listed = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True)
     for applet in listed.stdout.split():
         if applet not in skip and applet != "busybox":
-            cpio.link(f"bin/{applet}", "busybox")
+            cpio.link(f"{folder}/{applet}", "busybox")
 
 
 def _add_tools(cpio: CpioWriter, root: Path, tools: set[str]) -> None:
@@ -250,6 +274,10 @@ def _find(root: Path, program: str) -> Path:
 
 
 def _add_modules(cpio: CpioWriter, environment: Environment, wanted: Iterable[str]) -> None:
+    if environment.modules == NO_MODULES:
+        if names := ", ".join(wanted):
+            raise PrerequisiteError(f"nobody has said where the modules are ({names}): {_HOW}")
+        return
     release = environment.kernel_release
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "lib/modules", release)
