@@ -299,7 +299,7 @@ def test_the_host_identifier(nvme: Machine, size: int) -> None:
 SIZES = {1: 4096, 2: 512, 3: 512, 4: 4096, 5: 4096}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_part_of_a_log_page(started: Machine, data: st.DataObject) -> None:
     page = data.draw(st.sampled_from(sorted(SIZES)))
@@ -311,7 +311,7 @@ def test_any_part_of_a_log_page(started: Machine, data: st.DataObject) -> None:
     assert part == whole[offset : offset + size].ljust(size, b"\0")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     offset=st.integers(0, PAGE // 4 - 1),
     size=st.integers(1, 64 * 1024 // 4),
@@ -453,7 +453,7 @@ def test_format_changes_the_block_size() -> None:
 # Whatever the guest sends
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     entry=st.binary(min_size=64, max_size=64),
     opcode=st.sampled_from([*range(0x20), 0x7C, 0x80]),

@@ -246,7 +246,7 @@ def run_model(m: Machine, operations: list[tuple[int, int, int, int, int]], budg
 
 
 @pytest.mark.parametrize("shift", [9, 12])
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(operations=OPERATIONS, budget=st.sampled_from([1, 5000, 1 << 16]))
 def test_a_store_in_memory_is_a_disk(
     shift: int, operations: list[tuple[int, int, int, int, int]], budget: int
@@ -256,7 +256,7 @@ def test_a_store_in_memory_is_a_disk(
     m.close()
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(st.lists(st.binary(min_size=64, max_size=64), min_size=1, max_size=14), st.booleans())
 def test_whatever_a_guest_queues_ends_with_a_status(entries: list[bytes], guided: bool) -> None:
     """Every opcode with random fields; guided: with a namespace and addresses that there are."""

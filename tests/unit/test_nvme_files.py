@@ -72,7 +72,7 @@ def test_the_engine_is_what_was_asked_for(flags: int) -> None:
 
 @pytest.mark.parametrize("shift", [9, 12])
 @pytest.mark.parametrize("flags", [0, lib.NVME_STORE_THREADS])
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(operations=OPERATIONS)
 def test_a_store_in_a_file_is_a_disk(
     flags: int, shift: int, operations: list[tuple[int, int, int, int, int]]

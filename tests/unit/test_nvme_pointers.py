@@ -166,7 +166,7 @@ LIST_ADDRESSES = st.integers(0, LIST_PAGES - 1).map(lambda i: LISTS + PAGE * i)
 ODD = st.sampled_from([0, HOLE, READ_ONLY, A + 512, A + 4, (1 << 64) - PAGE, LISTS + 8])
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_prps(shared: Machine, data: st.DataObject) -> None:
     m = shared
@@ -203,7 +203,7 @@ def descriptor(kind: int, address: int, size: int) -> bytes:
     return struct.pack("<QI3xB", address, size, kind)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_sgls(shared: Machine, data: st.DataObject) -> None:
     m = shared

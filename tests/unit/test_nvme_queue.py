@@ -160,7 +160,7 @@ def test_written_doorbells_are_checked() -> None:
     m.close()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(1, 7), st.booleans()), max_size=80))
 def test_a_guest_with_shadow_doorbells_is_never_left_alone(
     turns: list[tuple[int, bool]],

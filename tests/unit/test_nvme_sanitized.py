@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = "access channel command controller cq file memory no_uring pointer sq store"
+SOURCES = "access channel command controller cq file memory no_uring pointer sq store tasks"
 # Not under the sanitizer that the tests themselves may be running under.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
 

@@ -230,7 +230,7 @@ def test_another_size_is_refused() -> None:
     owner.close()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     wishes=st.lists(
         st.tuples(st.sampled_from("abcdef"), st.integers(1, 3), st.integers(1, 2000)), max_size=30
@@ -329,6 +329,7 @@ def test_erasing_goes_on_where_the_server_ended(path: Path, table: int) -> None:
     slices.have("a", 1, MIB, 9)
     slices.have("b", 1, MIB, 9)[0].erase = True  # in the middle of a format
     slices.give_up("a")
+    slices.save()
     os.ftruncate(table, TABLE_SIZE + 4 * MIB)
     os.pwrite(table, b"\xff" * 2 * MIB, TABLE_SIZE)
     owner = parent(f"file:{path}")
@@ -414,15 +415,15 @@ def test_a_table_that_cannot_be_written_while_a_namespace_is_formatted(
     nvme.enable()
     queue = nvme.create_queue(1)
     nvme.write(queue, 0, b"x" * 512)
-    left, pwrite = saves, os.pwrite
+    left, pwritev = saves, os.pwritev
 
-    def full(fd: int, data: bytes, at: int) -> int:
+    def full(fd: int, data: list[bytes], at: int, flags: int) -> int:
         nonlocal left
         left -= 1
-        return pwrite(fd, data if left >= 0 else data[:20], at)
+        return pwritev(fd, data if left >= 0 else [data[0][:20]], at, flags)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "pwrite", full)
+        patch.setattr(os, "pwritev", full)
         assert nvme.admin(FORMAT, nsid=1, cdw10=1).status == 0x006
     assert nvme.vdev.all_namespaces[1].ready == (saves == 0)
     if saves == 0:

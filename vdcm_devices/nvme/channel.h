@@ -13,6 +13,7 @@
 
 #include "fastpath.h"
 
+/* Sync: of `length` bytes at `offset`, or more; of all with 0 bytes at 0. */
 enum { NVME_IO_READ, NVME_IO_WRITE, NVME_IO_SYNC, NVME_IO_PUNCH };
 
 typedef struct nvme_channel nvme_channel;

@@ -80,9 +80,8 @@ class Commands:
         )
         return 0
 
-    def _delete_sq(self, command: Command) -> int:
-        self._controller.host.io_queues.delete_submission(command)
-        return 0
+    def _delete_sq(self, command: Command) -> None:
+        self._controller.host.io_queues.delete_submission(command, self._controller.later(command))
 
     def _delete_cq(self, command: Command) -> int:
         self._controller.host.io_queues.delete_completion(command)

@@ -41,10 +41,13 @@ static bool in_use(const nvme_controller *c, const nvme_namespace *n)
         if (q->busy && q->current.n == n) {
             return true;
         }
-        for (uint32_t k = 0; q->channel != NULL && k < NVME_TASKS; k++) {
-            if (q->tasks[k].active && (q->tasks[k].n == n || q->tasks[k].n == NULL)) {
-                return true;
-            }
+        if (q->files != NULL && nvme_files_use(q->files, n)) {
+            return true;
+        }
+    }
+    for (const nvme_files *f = c->left; f != NULL; f = f->next) {
+        if (nvme_files_use(f, n)) {
+            return true;
         }
     }
     return false;
@@ -53,7 +56,7 @@ static bool in_use(const nvme_controller *c, const nvme_namespace *n)
 static int open_queues(const nvme_controller *c)
 {
     for (uint32_t i = 1; i <= NVME_MAX_QUEUES; i++) {
-        int error = c->sqs[i] != NULL ? nvme_sq_open(c->sqs[i]) : 0;
+        int error = c->sqs[i] != NULL ? nvme_tasks_open(c->sqs[i]) : 0;
 
         if (error != 0) {
             return error;
@@ -82,7 +85,10 @@ nvme_controller *nvme_controller_new(uintptr_t services)
 
 void nvme_controller_free(nvme_controller *c)
 {
-    free(c);
+    if (c != NULL) {
+        nvme_tasks_wait(c);
+        free(c);
+    }
 }
 
 int nvme_controller_configure(nvme_controller *c, const nvme_settings *s)
@@ -123,6 +129,7 @@ int nvme_namespace_set(nvme_controller *c, uint32_t nsid, nvme_store *store, uin
                           .offset = offset,
                           .blocks = blocks,
                           .shift = block_shift,
+                          .lost = atomic_load_explicit(&store->lost, memory_order_relaxed),
                           .read_only = read_only};
     if (in_file(n)) {
         error = open_queues(c);

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from vdcm import DmaError, VdcmError
@@ -26,6 +26,7 @@ from vdcm_devices.nvme.commands import Commands
 from vdcm_devices.nvme.datapath import MAX_TRANSFER, ReportedError
 from vdcm_devices.nvme.events import Events
 from vdcm_devices.nvme.features import NAMESPACE_EVENTS, Features
+from vdcm_devices.nvme.jobs import when
 from vdcm_devices.nvme.registers import LONGEST_PAGE_SHIFT, SUBSYSTEM_RESET, NvmeRegisters
 
 if TYPE_CHECKING:
@@ -39,17 +40,17 @@ RECALL_US: Final = 100
 
 
 class Controller:
-    """``longest``: entries of the longest queue."""
+    """``longest``: entries of the longest queue; ``kept``: what ``keep_health`` gave last."""
 
-    def __init__(self, host: NvmeVdev, longest: int) -> None:
+    def __init__(self, host: NvmeVdev, longest: int, kept: Mapping[str, int]) -> None:
         self.host: Final = host
         self.registers: Final = NvmeRegisters(self)
         self.registers.CAP.preset(MQES=longest - 1)
         self.commands: Final = Commands(self)
         self.events: Final = Events(self._complete_event)
         self.features: Final = Features(self, write_cache=host.write_cache)
-        self.errors: Final = logs.ErrorLog()
-        self.health: Final = logs.Health()
+        self.health: Final = logs.Health(kept)
+        self.errors: Final = logs.ErrorLog(self.health.errors)
         self.changed: Final[set[int]] = set()
         self.admin: AdminQueue | None = None
         self.page = 1 << 12
@@ -57,8 +58,6 @@ class Controller:
         self._enabled = False
         self._notified = 0
         self._generation = 0  # of the controller between two resets; what is of another is over
-        self._began = time.monotonic()
-        self._busy = 0.0
         self._masked = 0
         self._going_on = False
 
@@ -95,6 +94,16 @@ class Controller:
         if any(refused):
             self.fatal("a configuration that there cannot be")
             return
+        generation = self._generation
+        # Not ready before what the queues before it have left is over.
+        when(
+            lambda: generation != self._generation or self.host.drained,
+            lambda: self._ready() if generation == self._generation else None,
+        )
+
+    def _ready(self) -> None:
+        registers = self.registers
+        queues = registers.AQA
         self.admin = AdminQueue(
             self.host,
             registers.ASQ.value,
@@ -107,6 +116,7 @@ class Controller:
         self.host.begin()
         registers.CSTS.RDY = 1
         self.host.say("controller enabled")
+        self._use(True)
 
     def reset(self) -> None:
         """A controller level reset (7.3.2); the admin queue's registers stay."""
@@ -129,8 +139,19 @@ class Controller:
 
     def power_off(self) -> None:
         """It has gone: perhaps without a shutdown (5.14.1.2)."""
-        shut_down = self.registers.CSTS.SHST == Shutdown.COMPLETE
-        self.health.unsafe_shutdowns += self._enabled and not shut_down
+        self.health.unsafe_shutdowns += self.health.in_use
+        self.health.in_use = False
+        self.keep_health()
+
+    def _use(self, in_use: bool) -> None:
+        """It is at work, or has been shut down: if it ends otherwise, that was unsafe."""
+        if in_use != self.health.in_use:
+            self.health.in_use = in_use
+            self.keep_health()
+
+    def keep_health(self) -> None:
+        """With the store, as it is now."""
+        self.host.keep(self.health.counted(self.host.native.counters(), self.errors.count))
 
     def reset_function(self) -> None:
         """All as after power-on."""
@@ -157,6 +178,7 @@ class Controller:
         def flushed() -> None:
             if generation == self._generation:
                 status.SHST = Shutdown.COMPLETE
+                self._use(False)
                 self.host.say("controller shut down")
 
         self.host.flush(flushed)
@@ -208,7 +230,7 @@ class Controller:
         except DmaError as error:
             if generation == self._generation:
                 self.fatal(str(error))
-        self._busy += time.monotonic() - began
+        self.health.busy += time.monotonic() - began
         if generation == self._generation and self.admin is not None and not self.admin.idle:
             self._pump_later()
 
@@ -345,15 +367,9 @@ class Controller:
         if page is LogPage.ERROR:
             return self.errors.page()
         if page is LogPage.HEALTH:
-            counted = self.host.native.counters()
-            return self.health.page(
-                bytes_read=counted["bytes_read"],
-                bytes_written=counted["bytes_written"],
-                reads=counted["read_commands"],
-                writes=counted["write_commands"],
-                busy_minutes=int(self._busy // 60),
-                hours=int((time.monotonic() - self._began) // 3600),
-                errors=self.errors.count,
+            return logs.health(
+                self.health.counted(self.host.native.counters(), self.errors.count),
+                self.health.warnings,
             )
         if page is LogPage.FIRMWARE:
             return logs.firmware(identify.FIRMWARE)

@@ -155,6 +155,9 @@ void nvme_complete(nvme_sq *q, nvme_task *t, int status)
         }
     } else {
         nvme_add(&counters->errors, 1);
+        if (status == NVME_WRITE_FAULT || status == NVME_UNRECOVERED_READ) {
+            nvme_add(&counters->media_errors, 1);
+        }
         if (report(q, t, status)) {
             status |= MORE;
         }

@@ -83,7 +83,8 @@ class NativeStore:
 class NativeController:
     """An ``nvme_controller`` with its admin queue's doorbells and its completion queues.
 
-    It is freed when it has been closed and the last of its submission queues has been.
+    It is freed when it has been closed, the last of its submission queues has been, and what these
+    have left under way in files has come back.
     """
 
     def __init__(self) -> None:
@@ -168,19 +169,28 @@ class NativeController:
         _check(lib.nvme_cq_free(self._completions[cqid]), f"completion queue {cqid} to go")
         del self._completions[cqid]
 
+    @property
+    def drained(self) -> bool:
+        """Nothing that closed queues have left is under way in files (queue.h)."""
+        return self.native is None or bool(lib.nvme_controller_drained(self.native))
+
     def counters(self) -> dict[str, int]:
         """What queue.h counts."""
         found = ffi.new("nvme_counters *")
         lib.nvme_count(self.native, found)
         return {name: int(getattr(found, name)) for name in _COUNTERS}
 
-    def close(self) -> None:
-        """Twice is harmless."""
+    def close(self, *, wait: bool = False) -> bool:
+        """Whether it is gone; if not, ask again, or ``wait`` for what is under way in files. More
+        than once is harmless."""
         self._closed = True
-        self._free()
+        self._free(wait=wait)
+        return self.native is None
 
-    def _free(self) -> None:
+    def _free(self, *, wait: bool = False) -> None:
         if not self._closed or self._submissions or self.native is None:
+            return
+        if not wait and not self.drained:
             return
         for native in self._completions.values():
             lib.nvme_cq_free(native)

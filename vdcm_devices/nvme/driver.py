@@ -12,6 +12,7 @@ from vdcm_devices.nvme.datapath import (
     NativeController,
     SubmissionQueue,
 )
+from vdcm_devices.nvme.jobs import when
 from vdcm_devices.nvme.storage import Store
 
 QUEUE_PAIR: Final = "queue-pair"
@@ -60,6 +61,7 @@ class NvmeDriver(HostDriver):
             workers=workers,
         )
         self.store: Final = store
+        self._left: Final[dict[str, list[NativeController]]] = {}
 
     # What an ADI is.
 
@@ -88,8 +90,25 @@ class NvmeDriver(HostDriver):
         queue.set_engine(adi.path.queue(FASTPATH, queue.address, doorbells=doorbells).address)
 
     def on_release(self, adi: Adi) -> None:
-        if adi.resource is not None:
-            adi.resource.close()
+        if adi.resource is None:
+            return
+        adi.resource.close()
+        if adi.type.name == CONTROLLER:
+            self._left.setdefault(adi.owner, []).append(adi.resource)
+            when(lambda: self.drained(adi.owner), lambda: None)
+
+    def drained(self, owner: str) -> bool:
+        """No controller that VDEV ``owner`` had before has something under way in the store: what
+        it writes now, or somebody else in its place, cannot be overwritten by that."""
+        left = [one for one in self._left.pop(owner, []) if not one.close()]
+        if left:
+            self._left[owner] = left
+        return not left
+
+    def forget(self, owner: str) -> None:
+        """A VDEV is no more: its slices are erased, and free."""
+        given_up = self.store.give_up(owner)
+        when(lambda: self.drained(owner), lambda: self.store.clear(given_up))
 
     def on_counters(self, adi: Adi) -> dict[str, int]:
         return adi.resource.counters() if adi.resource is not None else {}
@@ -113,6 +132,8 @@ class NvmeDriver(HostDriver):
 
     def close(self) -> None:
         super().close()
+        for controller in [one for left in self._left.values() for one in left]:
+            controller.close(wait=True)
         self.store.close()
 
 

@@ -98,8 +98,11 @@ typedef struct {
     uint64_t offset;
     uint64_t blocks;
     uint32_t shift;
+    uint32_t lost; /* losses of the store that the guest has been told of */
     bool read_only;
 } nvme_namespace;
+
+typedef struct nvme_files nvme_files;
 
 struct nvme_controller {
     const vdcm_services *services;
@@ -112,6 +115,7 @@ struct nvme_controller {
     uint64_t shadow;         /* guest addresses; 0: no doorbell buffers */
     uint64_t eventidx;
     bool fatal;
+    nvme_files *left; /* by queues that are gone, with requests under way */
     nvme_counters counters; /* read by other threads: nvme_add() */
 };
 
@@ -171,6 +175,14 @@ typedef struct {
     nvme_request request;
 } nvme_task;
 
+/* A submission queue's means for I/O in files. */
+struct nvme_files {
+    nvme_channel *channel;
+    uint8_t *buffers;
+    nvme_files *next; /* of a controller's that are left */
+    nvme_task tasks[NVME_TASKS];
+};
+
 struct nvme_sq {
     nvme_controller *controller;
     nvme_cq *cq;
@@ -195,9 +207,7 @@ struct nvme_sq {
     _Atomic uint32_t under_way;
     _Atomic uint32_t in_files;
     _Atomic uint64_t completed;
-    nvme_task *tasks;      /* NVME_TASKS, if there is a channel */
-    uint8_t *buffers;
-    nvme_channel *channel; /* NULL: no namespace is in a file */
+    nvme_files *files; /* NULL: no namespace is in a file */
     nvme_completion done[NVME_POST + NVME_TASKS];
     nvme_task current;
     _Alignas(64) nvme_command fetched[NVME_FETCH];
@@ -279,10 +289,26 @@ void nvme_signal(nvme_sq *q);
 void nvme_die(nvme_sq *q, uint32_t queue, uint64_t address, int error);
 void nvme_drop(nvme_sq *q);
 
-/* ---- sq.c ------------------------------------------------------------------------------------ */
+/* ---- tasks.c --------------------------------------------------------------------------------- */
 
 /* The means for I/O in files: 0 or a negative errno. */
-int nvme_sq_open(nvme_sq *q);
+int nvme_tasks_open(nvme_sq *q);
+/* One that nobody uses; NULL if there is none. */
+nvme_task *nvme_task_free(nvme_sq *q);
+/* The command of `t` begins. */
+void nvme_task_begin(nvme_sq *q, nvme_task *t, uint64_t *units);
+/* Goes on with what has come back from files, about `budget` units of it; how many it were. */
+uint64_t nvme_tasks_go_on(nvme_sq *q, uint64_t budget);
+/* They end with their requests, without completions. */
+void nvme_tasks_drop(nvme_sq *q);
+/* Brings nvme_sq_state.in_files up to date. */
+void nvme_tasks_count(nvme_sq *q);
+/* The queue goes: what is under way is the controller's. */
+void nvme_tasks_leave(nvme_sq *q);
+/* Is a command to `n` under way? */
+bool nvme_files_use(const nvme_files *f, const nvme_namespace *n);
+/* Waits until the controller is drained. */
+void nvme_tasks_wait(nvme_controller *c);
 
 struct nvme_store {
     uint64_t bytes;
@@ -290,6 +316,7 @@ struct nvme_store {
     int fd;
     bool device;
     nvme_pool *pool; /* NULL: io_uring */
+    _Atomic uint32_t lost; /* times that the system could not bring to the disk what it had taken */
 };
 
 #endif

@@ -42,16 +42,26 @@ static int ask(nvme_task *t, int operation, uint64_t offset, uint64_t length)
     return NVME_WAITS;
 }
 
-static int sync_file(nvme_task *t)
+/* Brings [offset, offset + length) of the namespace to the disk; 0 bytes: all of the file. */
+static int sync_file(nvme_task *t, uint64_t offset, uint64_t length)
 {
+    int status = ask(t, NVME_IO_SYNC, offset, length);
+
     t->syncing = true;
-    return ask(t, NVME_IO_SYNC, 0, 0);
+    if (length == 0) {
+        t->request.offset = 0;
+    }
+    return status;
 }
 
 /* All blocks have been written. */
 static int written(nvme_sq *q, nvme_task *t)
 {
-    return t->fua || q->controller->settings.write_through ? sync_file(t) : NVME_SUCCESS;
+    if (!t->fua && !q->controller->settings.write_through) {
+        return NVME_SUCCESS;
+    }
+    return t->c.opcode == NVME_DATASET_MANAGEMENT ? sync_file(t, 0, 0)
+                                                  : sync_file(t, t->at, t->length);
 }
 
 /* ---- data ------------------------------------------------------------------------------------ */
@@ -171,23 +181,35 @@ static int flush(nvme_sq *q, nvme_task *t)
     const nvme_namespace *all = q->controller->namespaces;
 
     if (t->c.nsid <= NVME_MAX_NAMESPACES) {
-        return sync_file(t);
+        return sync_file(t, 0, 0);
     }
     while (++t->range <= NVME_MAX_NAMESPACES) {
         t->n = &all[t->range];
         if (t->n->store != NULL && t->n->memory == NULL) {
-            return sync_file(t);
+            return sync_file(t, 0, 0);
         }
     }
     t->n = NULL;
     return NVME_SUCCESS;
 }
 
+/*
+ * The system says only once that it has lost what it had taken, to whoever asks first; whose it was it
+ * does not say. All namespaces of the store hear of it, each at its own next flush.
+ */
 static int have_synced(nvme_sq *q, nvme_task *t)
 {
+    nvme_namespace *n = &q->controller->namespaces[t->n - q->controller->namespaces];
+    uint32_t lost;
+
     t->syncing = false;
     if (t->request.result < 0) {
-        return status_of(t->request.result, true);
+        atomic_fetch_add(&n->store->lost, 1);
+    }
+    lost = atomic_load(&n->store->lost);
+    if (n->lost != lost) {
+        n->lost = lost;
+        return t->request.result < 0 ? status_of(t->request.result, true) : NVME_WRITE_FAULT;
     }
     return t->c.opcode == NVME_FLUSH && t->c.nsid > NVME_MAX_NAMESPACES ? flush(q, t)
                                                                        : NVME_SUCCESS;

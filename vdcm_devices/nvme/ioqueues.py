@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -12,6 +12,7 @@ from vdcm import Adi, ResourceError
 from vdcm_devices.nvme.codes import NvmeError, Status
 from vdcm_devices.nvme.command import PRP1, Command
 from vdcm_devices.nvme.driver import QUEUE_PAIR
+from vdcm_devices.nvme.jobs import when
 
 if TYPE_CHECKING:
     from vdcm_devices.nvme.vdev import NvmeVdev
@@ -50,6 +51,7 @@ class IoQueues:
         self.vectors: Final = vectors
         self.completion: Final[dict[int, CompletionQueue]] = {}
         self.submission: Final[dict[int, Queue]] = {}
+        self._deleting: Final[set[int]] = set()
 
     @property
     def allowed(self) -> int:
@@ -74,7 +76,8 @@ class IoQueues:
     def create_submission(self, command: Command, page: int, sizes: int) -> None:
         """Create I/O Submission Queue (5.4)."""
         cqid = command.cdw11 >> 16
-        sqid, entries = self._identity(command, self.submission, page, sizes, ENTRY_SIZES & 0xF, 0)
+        there = self.submission.keys() | self._deleting
+        sqid, entries = self._identity(command, there, page, sizes, ENTRY_SIZES & 0xF, 0)
         if not 1 <= cqid <= self.most:
             raise NvmeError(Status.INVALID_QUEUE_ID, CDW11 + 2)
         completion = self.completion.get(cqid)
@@ -103,7 +106,7 @@ class IoQueues:
     def _identity(
         self,
         command: Command,
-        there: Mapping[int, object],
+        there: Container[int],
         page: int,
         sizes: int,
         size: int,
@@ -121,12 +124,20 @@ class IoQueues:
             raise NvmeError(Status.PRP_OFFSET_INVALID, PRP1)
         return identifier, entries
 
-    def delete_submission(self, command: Command) -> None:
-        """Delete I/O Submission Queue (5.6): what it has not finished is aborted."""
+    def delete_submission(self, command: Command, done: Callable[[Status], None]) -> None:
+        """Delete I/O Submission Queue (5.6): what it has not finished is aborted. ``done`` hears of
+        it when nothing of that is under way in files any more."""
         queue = self.submission.pop(command.cdw10 & 0xFFFF, None)
         if queue is None:
             raise NvmeError(Status.INVALID_QUEUE_ID, CDW10)
         self._host.remove_adi(queue.adi)
+        self._deleting.add(queue.sqid)
+
+        def drained() -> None:
+            self._deleting.discard(queue.sqid)
+            done(Status.SUCCESS)
+
+        when(lambda: self._host.native.drained, drained)
 
     def delete_completion(self, command: Command) -> None:
         """Delete I/O Completion Queue (5.5)."""

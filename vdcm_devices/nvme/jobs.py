@@ -1,17 +1,39 @@
-"""Work that may take long, beside the event loop: one piece after the other, in a thread."""
+"""Work that may take long, beside the event loop, one piece after the other in a thread; and how to
+wait until something is so."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final
 
+SHORTEST: Final = 0.001
+LONGEST: Final = 0.05
+"""Seconds between two looks at a condition."""
+
 Work = Callable[[], None]
 Done = Callable[[Exception | None], None]
 """Hears of the error that ended the work, None for none."""
+
+
+def when(condition: Callable[[], bool], then: Callable[[], None], pause: float = SHORTEST) -> None:
+    """Call ``then`` once ``condition`` holds: now, or on the event loop, which looks at it after
+    ``pause`` seconds and then less and less often. Where no loop runs this waits."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        while not condition():
+            time.sleep(SHORTEST)
+        then()
+        return
+    if condition():
+        then()
+    else:
+        loop.call_later(pause, when, condition, then, min(2 * pause, LONGEST))
 
 
 class Jobs:

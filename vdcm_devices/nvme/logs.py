@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from vdcm_devices.nvme.codes import ALL_NAMESPACES, IoOpcode, Opcode
@@ -22,10 +22,10 @@ _MOST_CHANGED: Final = 1024
 
 
 class ErrorLog:
-    """The last errors, the newest first, and how many there were (5.14.1.1)."""
+    """The last errors, the newest first, and how many there were, ``count`` before (5.14.1.1)."""
 
-    def __init__(self) -> None:
-        self.count = 0
+    def __init__(self, count: int = 0) -> None:
+        self.count = count
         self._entries: deque[bytes] = deque(maxlen=ERROR_ENTRIES)
 
     def add(self, sqid: int, cid: int, status: int, location: int, nsid: int, lba: int = 0) -> None:
@@ -39,42 +39,64 @@ class ErrorLog:
         return b"".join(self._entries).ljust(ERROR_ENTRIES * _ERROR.size, b"\0")
 
 
-@dataclass
 class Health:
-    """What SMART tells (5.14.1.2); the numbers of the data path are added when it is asked."""
+    """What SMART counts over the life of a controller (5.14.1.2): what was ``kept`` of it, which is
+    that of the VDEV before, and what has come since. ``in_use``: enabled, and not shut down."""
 
-    power_cycles: int = 0
-    unsafe_shutdowns: int = 0
-    warnings: int = 0
+    def __init__(self, kept: Mapping[str, int]) -> None:
+        self._kept: Final = {name: kept.get(name, 0) for name in COUNTS}
+        self._began: Final = time.monotonic()
+        self.errors: Final = self._kept["errors"]
+        self.in_use = False
+        self.power_cycles = 0
+        # A server that was killed while the controller was in use.
+        self.unsafe_shutdowns = kept.get("in_use", 0)
+        self.busy = 0.0
+        self.warnings = 0
 
-    def page(
-        self,
-        *,
-        bytes_read: int,
-        bytes_written: int,
-        reads: int,
-        writes: int,
-        busy_minutes: int,
-        hours: int,
-        errors: int,
-    ) -> bytes:
-        data = bytearray(512)
-        struct.pack_into("<BHBBB", data, 0, self.warnings, TEMPERATURE, 100, 10, 0)
-        numbers = (
-            _units(bytes_read),
-            _units(bytes_written),
-            reads,
-            writes,
-            busy_minutes,
-            self.power_cycles,
-            hours,
-            self.unsafe_shutdowns,
-            0,  # media errors
-            errors,
-        )
-        for index, number in enumerate(numbers):
-            data[32 + 16 * index : 48 + 16 * index] = number.to_bytes(16, "little")
-        return bytes(data)
+    def counted(self, native: Mapping[str, int], errors: int) -> dict[str, int]:
+        """All of ``COUNTS``, and whether it is in use. ``native``: the data path's (queue.h)."""
+        since = {
+            **native,
+            "busy_ms": int(self.busy * 1000),
+            "power_cycles": self.power_cycles,
+            "on_seconds": int(time.monotonic() - self._began),
+            "unsafe_shutdowns": self.unsafe_shutdowns,
+            "errors": errors - self.errors,
+        }
+        both = {name: self._kept[name] + since[name] for name in COUNTS}
+        return {**both, "in_use": int(self.in_use)}
+
+
+COUNTS: Final = (
+    "bytes_read",
+    "bytes_written",
+    "read_commands",
+    "write_commands",
+    "busy_ms",
+    "power_cycles",
+    "on_seconds",
+    "unsafe_shutdowns",
+    "media_errors",
+    "errors",
+)
+
+
+def health(counted: Mapping[str, int], warnings: int) -> bytes:
+    """SMART / Health Information (5.14.1.2)."""
+    data = bytearray(512)
+    struct.pack_into("<BHBBB", data, 0, warnings, TEMPERATURE, 100, 10, 0)
+    said = {
+        **counted,
+        "bytes_read": _units(counted["bytes_read"]),
+        "bytes_written": _units(counted["bytes_written"]),
+        "busy_ms": counted["busy_ms"] // 60_000,
+        "on_seconds": counted["on_seconds"] // 3600,
+    }
+    for index, name in enumerate(COUNTS):
+        number = said[name]
+        data[32 + 16 * index : 48 + 16 * index] = number.to_bytes(16, "little")
+    return bytes(data)
 
 
 def _units(size: int) -> int:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from vdcm import VdcmError
 from vdcm_devices.nvme.codes import ALL_NAMESPACES, NvmeError, Status
 from vdcm_devices.nvme.command import Command
 from vdcm_devices.nvme.identify import BLOCK_SHIFTS, NamespaceFacts
@@ -158,12 +157,21 @@ class Namespaces(Mapping[int, Namespace]):
         def hidden(gone: bool) -> None:
             if gone:
                 one.block_shift, one.erase = shift, True
-                if self._saved():
-                    self._erase(namespace, done)
-                    return
-                one.block_shift, one.erase = before
+                self._save(saved)
+            else:
+                as_before()
+
+        def saved(worked: bool) -> None:
+            if worked:
+                self._erase(namespace, done)
+                return
+            one.block_shift, one.erase = before
+            self._store.save()  # another VDEV's may have brought there what is not so
+            as_before()
+
+        def as_before() -> None:
             namespace.formatting = False
-            if not one.erase:  # as it was
+            if not one.erase:
                 self._change(lambda: self._show(namespace), lambda _: None)
             done(Status.INTERNAL_ERROR)
 
@@ -173,28 +181,40 @@ class Namespaces(Mapping[int, Namespace]):
         def erased(worked: bool) -> None:
             if self._closed:
                 return
-            namespace.formatting = False
             if worked:
                 namespace.slice.erase = False
-                if self._saved():
-                    self._change(
-                        lambda: self._show(namespace),
-                        lambda shown: done(Status.SUCCESS if shown else Status.INTERNAL_ERROR),
-                    )
-                    return
+                self._save(saved)
+            else:
+                failed()
+
+        def saved(worked: bool) -> None:
+            if not worked:
                 namespace.slice.erase = True
+                failed()
+                return
+            namespace.formatting = False
+            self._change(
+                lambda: self._show(namespace),
+                lambda shown: done(Status.SUCCESS if shown else Status.INTERNAL_ERROR),
+            )
+
+        def failed() -> None:
             # It stays away: what is in it is neither the old nor, after a restart, what is new.
+            namespace.formatting = False
             done(Status.INTERNAL_ERROR)
 
         self._store.erase(namespace.slice, erased)
 
-    def _saved(self) -> bool:
-        try:
-            self._store.slices.save()
-        except VdcmError as error:
-            self._host.say(str(error))
-            return False
-        return True
+    def _save(self, done: Callable[[bool], None]) -> None:
+        """Of the table; ``done`` hears whether it is on the disk."""
+
+        def ended(error: Exception | None) -> None:
+            if error is not None:
+                self._host.say(str(error))
+            if not self._closed:
+                done(error is None)
+
+        self._store.save(ended)
 
     def close(self) -> None:
         """What is being formatted is so when the VDEV is made next."""

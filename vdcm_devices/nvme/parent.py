@@ -59,4 +59,4 @@ class Nvme(Parent):
             raise
 
     def forget(self, vdev: str) -> None:
-        self.driver.store.forget(vdev)
+        self.driver.forget(vdev)

@@ -54,8 +54,13 @@ typedef struct {
 
 /* `services`: vdcm.sweep.services(). NULL with errno EINVAL for services of another version, ENOMEM. */
 nvme_controller *nvme_controller_new(uintptr_t services);
-/* Its queues must have been freed. */
+/* Its queues must have been freed. Waits until it is drained. */
 void nvme_controller_free(nvme_controller *c);
+/*
+ * Has every request to files come back that queues left when they were freed? Until then an old write
+ * may still land on a newer one: let the controller do nothing new to the same blocks. Ask again later.
+ */
+bool nvme_controller_drained(nvme_controller *c);
 /* Still. -EINVAL: out of range. */
 int nvme_controller_configure(nvme_controller *c, const nvme_settings *settings);
 /*
@@ -122,9 +127,8 @@ nvme_sq *nvme_sq_new(nvme_controller *c, uint32_t id, uint64_t address, uint32_t
                      nvme_cq *cq);
 /* The engine's side of it, a vdcm_queue *, for nvme_doorbell_store() until it is closed. */
 void nvme_sq_set_engine(nvme_sq *q, uintptr_t engine);
-/* The sweep must have let go of it (its ADI's path has been closed). Waits for requests to files that
- * are under way (nvme_sq_state.in_files), so that an old write never lands on a newer one: who must not
- * block waits until there are none. */
+/* The sweep must have let go of it (its ADI's path has been closed). Does not wait for its requests to
+ * files that are under way: nvme_controller_drained(). */
 void nvme_sq_free(nvme_sq *q);
 
 /* The const vdcm_fastpath * of an nvme_sq, with doorbells true if there is a page of them, else
@@ -183,6 +187,7 @@ typedef struct {
     uint64_t bytes_read;
     uint64_t bytes_written;
     uint64_t errors;     /* commands that ended with a status other than success */
+    uint64_t media_errors; /* of them, those that the store could not read or write */
     uint64_t interrupts;
     uint64_t full;       /* times that work had to wait for a place in a completion queue */
     uint64_t aborted;    /* commands dropped by abort */

@@ -8,11 +8,13 @@ and brought to the disk, so that a store is as before or as after it whenever th
     16..19        version: 1            20..23   bytes of the text that follows byte 36
     24..31        sequence number       32..35   CRC-32 of that text and bytes 0 to 31
     36..          JSON: {"slices": [{"owner": "disk0", "number": 1, "uuid": "83b8...",
-                  "offset": 0, "bytes": 1073741824, "block_shift": 9, "erase": false}]}
+                  "offset": 0, "bytes": 1073741824, "block_shift": 9, "erase": false}],
+                  "counts": {"disk0": {"power_cycles": 1, "bytes_read": 4096}}}
 
 Numbers are little-endian. ``offset`` counts from the end of the table. ``erase``: what is in the
 slice is to be zeros before anybody sees it; an ``owner`` of "" means that nobody will. Slices begin
-at multiples of 1 MiB, each at the first place where it fits.
+at multiples of 1 MiB, each at the first place where it fits. ``counts`` are what VDEVs want to find
+again, by their names; they may be missing.
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ import errno
 import json
 import os
 import struct
+import threading
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Final
 from uuid import UUID, uuid4
 
@@ -70,6 +74,9 @@ class Slices:
         self.room: Final = room
         self._fd: Final = fd
         self._sequence = 0
+        self._lock: Final = threading.Lock()
+        self._asked = self._saved = 0  # numbers of states of the table
+        self.counts: dict[str, dict[str, int]] = {}
         self._slices: list[Slice] = []
         if fd is not None:
             self._load(fd)
@@ -128,41 +135,52 @@ class Slices:
         self._slices.append(new)
 
     def give_up(self, owner: str) -> list[Slice]:
-        """A VDEV is no more: its slices are nobody's, to be erased and then removed."""
+        """A VDEV is no more: its slices are nobody's, to be erased and then removed. Like
+        ``remove``, this changes the table; to save it is the caller's."""
         found = self.of(owner)
         for one in found:
             one.owner, one.erase = "", True
-        if found:
-            self.save()
+        self.counts.pop(owner, None)
         return found
 
     def remove(self, one: Slice) -> None:
         """Its place is free."""
         self._slices.remove(one)
-        self.save()
 
     # The table.
 
     def save(self) -> None:
         """Bring the table to the disk; VdcmError if that cannot be."""
+        self.saving()()
+
+    def saving(self) -> Callable[[], None]:
+        """What brings the table, as it is now, to the disk when it is called, from any thread;
+        VdcmError if that cannot be. It is nothing where a newer one has been brought there."""
         if self._fd is None:
-            return
-        text = json.dumps({"slices": [asdict(one) for one in self._slices]}).encode()
+            return lambda: None
+        table = {"slices": [asdict(one) for one in self._slices], "counts": self.counts}
+        self._asked += 1
+        return partial(self._write, self._fd, json.dumps(table).encode(), self._asked)
+
+    def _write(self, fd: int, text: bytes, number: int) -> None:
         if _TEXT + len(text) > _COPY:
             raise ResourceError(f"{self._name}: its table is full: undefine a VDEV")
-        sequence = self._sequence + 1
-        head = _HEAD.pack(_MAGIC, _VERSION, len(text), sequence)
-        checksum = zlib.crc32(text, zlib.crc32(head)).to_bytes(4, "little")
-        data, at = head + checksum + text, sequence % 2 * _COPY
-        try:
-            if os.pwrite(self._fd, data, at) != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fdatasync(self._fd)
-        except OSError as error:
-            with suppress(OSError):  # whatever has come there, the other copy holds
-                os.pwrite(self._fd, bytes(_HEAD.size), at)
-            raise VdcmError(f"{self._name}: its table cannot be written: {error}") from error
-        self._sequence = sequence
+        with self._lock:
+            if number < self._saved:
+                return
+            sequence = self._sequence + 1
+            head = _HEAD.pack(_MAGIC, _VERSION, len(text), sequence)
+            checksum = zlib.crc32(text, zlib.crc32(head)).to_bytes(4, "little")
+            data, at = head + checksum + text, sequence % 2 * _COPY
+            try:
+                # Only this is waited for, not all that guests have written.
+                if os.pwritev(fd, [data], at, os.RWF_DSYNC) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError as error:
+                with suppress(OSError):  # whatever has come there, the other copy holds
+                    os.pwrite(fd, bytes(_HEAD.size), at)
+                raise VdcmError(f"{self._name}: its table cannot be written: {error}") from error
+            self._sequence, self._saved = sequence, number
 
     def _load(self, fd: int) -> None:
         try:
@@ -179,19 +197,20 @@ class Slices:
                 )
             self.save()
             return
-        self._sequence, listed = max(valid, key=lambda copy: copy[0])
+        self._sequence, table = max(valid, key=lambda copy: copy[0])
         try:
-            self._slices = sorted(map(_slice, listed), key=lambda one: one.offset)
+            self._slices = sorted(map(_slice, table["slices"]), key=lambda one: one.offset)
+            self.counts = _counts(table.get("counts", {}))
             _check(self._slices, self.room)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise VdcmError(
                 f"{self._name}: its table is damaged ({error}); restore it from a copy, or "
                 "overwrite it with zeros, which loses what is in the store"
             ) from error
 
 
-def _parse(data: bytes) -> tuple[int, list[Any]] | None:
-    """Sequence number and slices of a copy of the table; None if it is none."""
+def _parse(data: bytes) -> tuple[int, dict[str, Any]] | None:
+    """Sequence number and content of a copy of the table; None if it is none."""
     if len(data) < _TEXT:
         return None
     magic, version, size, sequence = _HEAD.unpack_from(data)
@@ -200,9 +219,10 @@ def _parse(data: bytes) -> tuple[int, list[Any]] | None:
     if magic != _MAGIC or version != _VERSION or zlib.crc32(text, zlib.crc32(head)) != checksum:
         return None
     try:
-        return sequence, json.loads(text)["slices"]
-    except (ValueError, TypeError, KeyError, RecursionError):
+        table = json.loads(text)
+    except (ValueError, RecursionError):
         return None
+    return (sequence, table) if isinstance(table, dict) and "slices" in table else None
 
 
 def _slice(given: Any) -> Slice:
@@ -217,6 +237,13 @@ def _slice(given: Any) -> Slice:
     if one.offset % ALIGNMENT or one.bytes % UNIT or one.block_shift not in BLOCK_SHIFTS:
         raise ValueError(f"the slice at {one.offset:#x} is not aligned")
     return one
+
+
+def _counts(given: Any) -> dict[str, dict[str, int]]:
+    for counts in given.values():
+        if any(type(count) is not int or count < 0 for count in counts.values()):
+            raise ValueError("a count is no number")
+    return dict(given)
 
 
 def _check(slices: Iterable[Slice], room: int) -> None:

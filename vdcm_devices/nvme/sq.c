@@ -1,11 +1,10 @@
 /*
  * A submission queue: what the sweep calls. take() sees that the tail has moved, run() fetches entries
  * in runs, executes them in order and posts what has ended in runs, too. Commands to files leave run()
- * as requests, and end when these have.
+ * as requests, and end when these have (tasks.c).
  */
 #include <errno.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 
 #include "engine.h"
 
@@ -17,106 +16,6 @@ static uint32_t load(const _Atomic uint32_t *word)
 static void store(_Atomic uint32_t *word, uint32_t value)
 {
     atomic_store_explicit(word, value, memory_order_relaxed);
-}
-
-/* ---- I/O in files ---------------------------------------------------------------------------- */
-
-static nvme_channel *new_channel(nvme_sq *q)
-{
-    for (uint32_t i = 1; i <= NVME_MAX_NAMESPACES; i++) {
-        const nvme_namespace *n = &q->controller->namespaces[i];
-
-        if (n->store != NULL && n->memory == NULL) {
-            return nvme_channel_new(n->store->pool, NVME_TASKS);
-        }
-    }
-    errno = EINVAL;
-    return NULL;
-}
-
-int nvme_sq_open(nvme_sq *q)
-{
-    size_t bytes = (size_t)NVME_TASKS * NVME_CHUNK;
-
-    if (q->channel != NULL) {
-        return 0;
-    }
-    q->tasks = calloc(NVME_TASKS, sizeof(*q->tasks));
-    q->buffers = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    q->channel = q->tasks != NULL && q->buffers != MAP_FAILED ? new_channel(q) : NULL;
-    if (q->channel == NULL) {
-        int error = errno;
-
-        free(q->tasks);
-        q->tasks = NULL;
-        if (q->buffers != MAP_FAILED) {
-            munmap(q->buffers, bytes);
-        }
-        return -error;
-    }
-    for (uint32_t i = 0; i < NVME_TASKS; i++) {
-        q->tasks[i].buffer = q->buffers + (size_t)i * NVME_CHUNK;
-    }
-    return 0;
-}
-
-static nvme_task *free_task(nvme_sq *q)
-{
-    for (uint32_t i = 0; i < NVME_TASKS; i++) {
-        if (!q->tasks[i].active) {
-            return &q->tasks[i];
-        }
-    }
-    return NULL;
-}
-
-static nvme_task *task_of(nvme_request *request)
-{
-    return (nvme_task *)(void *)((uint8_t *)request - offsetof(nvme_task, request));
-}
-
-static void count_in_files(nvme_sq *q)
-{
-    uint32_t count = 0;
-
-    for (uint32_t i = 0; i < NVME_TASKS; i++) {
-        count += q->tasks[i].active;
-    }
-    store(&q->in_files, count);
-}
-
-/* `t` has a status, or waits for its request. */
-static void end_in_file(nvme_sq *q, nvme_task *t, int status)
-{
-    if (status == NVME_WAITS) {
-        nvme_channel_submit(q->channel, &t->request);
-        return;
-    }
-    t->active = false;
-    q->n_active--;
-    q->no_task = false;
-    nvme_complete(q, t, status);
-}
-
-/* Goes on with what has come back from files, about `budget` units of it. */
-static uint64_t take_back(nvme_sq *q, uint64_t budget)
-{
-    uint64_t units = 0;
-    nvme_request *request;
-
-    while (units < budget && (request = nvme_channel_take(q->channel)) != NULL) {
-        nvme_task *t = task_of(request);
-
-        if (t->dropped) {
-            t->active = t->dropped = false;
-            q->no_task = false;
-            continue;
-        }
-        end_in_file(q, t, nvme_file_step(q, t, &units));
-        units++;
-    }
-    return units;
 }
 
 /* ---- fetching and executing ------------------------------------------------------------------ */
@@ -164,7 +63,7 @@ static bool in_file(const nvme_sq *q, const nvme_command *c)
     const nvme_namespace *n = c->nsid <= NVME_MAX_NAMESPACES ? &q->controller->namespaces[c->nsid]
                                                              : NULL;
 
-    return q->channel != NULL && (n == NULL || (n->store != NULL && n->memory == NULL));
+    return q->files != NULL && (n == NULL || (n->store != NULL && n->memory == NULL));
 }
 
 /* Begins the next command; false if it has to wait. */
@@ -172,7 +71,7 @@ static bool begin(nvme_sq *q, uint64_t *units)
 {
     const nvme_command *c = &q->fetched[q->next];
     bool file = in_file(q, c);
-    nvme_task *t = file ? free_task(q) : &q->current;
+    nvme_task *t = file ? nvme_task_free(q) : &q->current;
     int status;
 
     if (t == NULL) {
@@ -188,9 +87,7 @@ static bool begin(nvme_sq *q, uint64_t *units)
     } else if (!file) {
         q->busy = true;
     } else {
-        t->active = true;
-        q->n_active++;
-        end_in_file(q, t, nvme_file_begin(q, t, units));
+        nvme_task_begin(q, t, units);
     }
     return true;
 }
@@ -210,8 +107,8 @@ static void advance(nvme_sq *q, uint64_t limit, uint64_t *units)
 static void count_under_way(nvme_sq *q)
 {
     store(&q->under_way, q->count - q->next + q->busy + q->n_active + q->n_done);
-    if (q->channel != NULL) {
-        count_in_files(q);
+    if (q->files != NULL) {
+        nvme_tasks_count(q);
     }
 }
 
@@ -276,8 +173,8 @@ static uint64_t run(void *queue, vdcm_worker *worker, uint64_t budget)
 
     q->worker = worker;
     q->held = 0;
-    if (q->channel != NULL) {
-        units += take_back(q, budget);
+    if (q->files != NULL) {
+        units += nvme_tasks_go_on(q, budget);
     }
     while (units < budget && !q->controller->fatal) {
         if (q->n_done >= NVME_POST) {
@@ -294,8 +191,8 @@ static uint64_t run(void *queue, vdcm_worker *worker, uint64_t budget)
         units += q->cuts * NVME_CUT;
         q->cuts = 0;
     }
-    if (q->channel != NULL) {
-        nvme_channel_push(q->channel);
+    if (q->files != NULL) {
+        nvme_channel_push(q->files->channel);
     }
     if (q->n_done != 0) {
         nvme_post(q);
@@ -312,7 +209,7 @@ static bool ready(const void *queue)
     if (q->controller->fatal) {
         return false;
     }
-    if (q->channel != NULL && nvme_channel_finished(q->channel)) {
+    if (q->files != NULL && nvme_channel_finished(q->files->channel)) {
         return true;
     }
     return !q->full && (q->n_done != 0 || q->busy ||
@@ -336,8 +233,8 @@ static bool rest(void *queue, vdcm_worker *worker)
         return true;
     }
     q->worker = worker;
-    if (q->channel != NULL &&
-        !nvme_channel_arm(q->channel, c->services->kick, c->services->handle(worker))) {
+    if (q->files != NULL &&
+        !nvme_channel_arm(q->files->channel, c->services->kick, c->services->handle(worker))) {
         return false;
     }
     if (c->shadow != 0) {
@@ -363,8 +260,8 @@ void nvme_drop(nvme_sq *q)
 {
     uint32_t fetched = q->count - q->next + q->busy + q->n_active + q->n_done;
 
-    for (uint32_t i = 0; q->channel != NULL && i < NVME_TASKS; i++) {
-        q->tasks[i].dropped = q->tasks[i].active;
+    if (q->files != NULL) {
+        nvme_tasks_drop(q);
     }
     nvme_add(&q->controller->counters.aborted, fetched);
     q->next = q->count = q->n_done = q->n_active = 0;
@@ -384,8 +281,8 @@ static void closed(void *queue)
     nvme_sq *q = queue;
 
     q->engine = NULL;
-    if (q->channel != NULL) {
-        nvme_channel_disarm(q->channel);
+    if (q->files != NULL) {
+        nvme_channel_disarm(q->files->channel);
     }
 }
 
@@ -431,7 +328,7 @@ nvme_sq *nvme_sq_new(nvme_controller *c, uint32_t id, uint64_t address, uint32_t
     q->address = address;
     q->current.buffer = q->page;
     if (nvme_uses_files(c)) {
-        int error = nvme_sq_open(q);
+        int error = nvme_tasks_open(q);
 
         if (error != 0) {
             free(q);
@@ -455,20 +352,8 @@ void nvme_sq_free(nvme_sq *q)
     if (q == NULL) {
         return;
     }
-    if (q->channel != NULL) {
-        uint32_t active = 0;
-
-        for (uint32_t i = 0; i < NVME_TASKS; i++) {
-            active += q->tasks[i].active;
-        }
-        for (; active > 0; active--) {
-            while (nvme_channel_take(q->channel) == NULL) {
-                nvme_channel_wait(q->channel);
-            }
-        }
-        nvme_channel_free(q->channel);
-        free(q->tasks);
-        munmap(q->buffers, (size_t)NVME_TASKS * NVME_CHUNK);
+    if (q->files != NULL) {
+        nvme_tasks_leave(q);
     }
     q->controller->sqs[q->id] = NULL;
     q->cq->users--;

@@ -6,13 +6,14 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from vdcm import Property, PropertyError, VdcmError
 from vdcm_devices.nvme.datapath import NativeStore
-from vdcm_devices.nvme.jobs import Jobs
+from vdcm_devices.nvme.jobs import Done, Jobs
 from vdcm_devices.nvme.sizes import parse_size, say_size
 from vdcm_devices.nvme.slices import TABLE_SIZE, Slice, Slices
 
@@ -61,7 +62,7 @@ class Store:
     def __init__(self, what: str, size: int) -> None:
         self.name: Final = what
         self.jobs: Final = Jobs()
-        self._fd = -1
+        self._fd = self._table = -1
         kind, _, rest = what.partition(":")
         try:
             if kind == "ram":
@@ -71,15 +72,18 @@ class Store:
             else:
                 self._fd = _open(Path(rest), create=kind == "file" and size > 0)
                 room = self._room(kind == "device", size)
-                self.slices = Slices(what, room, self._fd)
+                # With an open file of its own: what the system could not bring to the disk it says
+                # once to each of them, and the table's owner is not to hear it for the guests.
+                self._table = os.open(f"/proc/self/fd/{self._fd}", os.O_RDWR | os.O_CLOEXEC)
+                self.slices = Slices(what, room, self._table)
                 self.native = NativeStore.file(self._fd, room + TABLE_SIZE)
         except BaseException:
             self._close_file()
             raise
         self.start: Final = TABLE_SIZE if self._fd >= 0 else 0
         """Where offsets of slices count from."""
-        for one in [one for one in self.slices if one.erase and not one.owner]:
-            self._clear(one)
+        self._keeping = self._again = False
+        self.clear([one for one in self.slices if one.erase and not one.owner])
 
     def _room(self, device: bool, size: int) -> int:
         """Bytes for slices; a file that is shorter is made longer, as a hole."""
@@ -122,32 +126,69 @@ class Store:
 
         step(begin)
 
-    def forget(self, owner: str) -> None:
-        """Erase the slices of a VDEV that is no more, and give their room back."""
-        for one in self.slices.give_up(owner):
+    def give_up(self, owner: str) -> list[Slice]:
+        """The slices of a VDEV that is no more: nobody's now, and to be given to ``clear``."""
+        given_up = self.slices.give_up(owner)
+        if given_up:
+            self.save()
+        return given_up
+
+    def clear(self, given_up: Iterable[Slice]) -> None:
+        """Erase slices that are nobody's, and give their room back."""
+        for one in given_up:
             self._clear(one)
 
     def _clear(self, one: Slice) -> None:
         def done(erased: bool) -> None:
             if erased:
                 self.slices.remove(one)
+                self.save()
 
         self.erase(one, done)
 
-    def sync(self, done: Callable[[Exception | None], None]) -> None:
+    # What is written of the table.
+
+    def save(self, done: Done = lambda _error: None) -> None:
+        """Bring the table to the disk, as it is now."""
+        self.jobs.start(self.slices.saving(), done)
+
+    def keep(self, owner: str, counts: dict[str, int]) -> None:
+        """Have the table hold ``counts`` of a VDEV: soon, and at the end at the latest."""
+        self.slices.counts[owner] = counts
+        self._again = True
+        if not self._keeping:
+            self._keep()
+
+    def _keep(self) -> None:
+        self._keeping, self._again = True, False
+
+        def ended(_error: Exception | None) -> None:  # it is tried again with what comes next
+            self._keeping = False
+            if self._again:
+                self._keep()
+
+        self.save(ended)
+
+    def sync(self, done: Done) -> None:
         """Bring all that was written to the disk."""
         self.jobs.start(self.native.sync, done)
 
     def close(self) -> None:
         """No controller uses it any more. Twice is harmless."""
         self.jobs.close()
+        if self._keeping and self._fd >= 0:  # which may not have begun
+            with suppress(VdcmError):
+                self.slices.save()
+        self._keeping = False
         self.native.close()
         self._close_file()
 
     def _close_file(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
-            self._fd = -1
+            if self._table >= 0:
+                os.close(self._table)
+            self._fd = self._table = -1
 
 
 def _open(path: Path, *, create: bool) -> int:

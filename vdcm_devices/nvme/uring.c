@@ -180,6 +180,8 @@ void nvme_ring_submit(nvme_ring *ring, nvme_request *r)
         break;
     case NVME_IO_SYNC:
         io_uring_prep_fsync(sqe, r->fd, IORING_FSYNC_DATASYNC);
+        sqe->off = r->offset;
+        sqe->len = (uint32_t)r->length; /* 0 bytes at 0: all */
         break;
     default:
         io_uring_prep_fallocate(sqe, r->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,

@@ -83,6 +83,7 @@ class NvmeVdev(Vdev):
     def __init__(self, name: str, drivers: Sequence[HostDriver]) -> None:
         driver = drivers[0]
         assert isinstance(driver, NvmeDriver)
+        self._driver: Final = driver
         self._store: Final = driver.store
         slices = self._store.slices.have(
             name, self.namespaces, parse_size(self.size), self.block_size.bit_length() - 1
@@ -91,7 +92,8 @@ class NvmeVdev(Vdev):
         self._read_only = self.read_only
         vectors = self.queues + 1
         self.io_queues: Final = IoQueues(self, self.queues, LONGEST_QUEUE, vectors)
-        self.controller: Final = Controller(self, LONGEST_QUEUE)
+        kept = self._store.slices.counts.get(name, {})
+        self.controller: Final = Controller(self, LONGEST_QUEUE, kept)
         self._bar: Final = NvmeBar(self._ring, direct=self.direct)
         self._bar.place(0, self.controller.registers)
         super().__init__(
@@ -173,6 +175,16 @@ class NvmeVdev(Vdev):
             done()
 
         self._store.sync(synced)
+
+    @property
+    def drained(self) -> bool:
+        """Nothing is under way in the store of queues that are gone, this VDEV's or of one of its
+        name before."""
+        return self.native.drained and self._driver.drained(self.name)
+
+    def keep(self, counts: dict[str, int]) -> None:
+        """With the store, for the VDEV of this name that is made next."""
+        self._store.keep(self.name, counts)
 
     def say(self, text: str) -> None:
         if self.observer is not None:
