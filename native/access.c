@@ -31,16 +31,18 @@ static int outside(vdcm_session *s, const struct vdcm_message *message)
 }
 
 /* A store to the device's C, if that takes those of this place: all of it, not just its beginning. */
-static int offer(const vdcm_session *s, const struct vdcm_access *access, uint32_t width,
-                 uint64_t value)
+static int offer(vdcm_session *s, const struct vdcm_access *access, uint32_t width, uint64_t value)
 {
     const struct region *region = &s->regions[access->region];
     uint64_t at = access->offset - region->stores.offset;
+    int result;
 
     if (at >= region->stores.size || width > region->stores.size - at || s->observed) {
         return VDCM_STORE_PASS;
     }
-    return region->store(region->argument, access->offset, width, value);
+    result = region->store(region->argument, access->offset, width, value);
+    s->counters.taken += result != VDCM_STORE_PASS;
+    return result;
 }
 
 /* After a callback in which the device let go of its client, the rest of an access is nobody's. */
@@ -60,6 +62,7 @@ static int write_region(vdcm_session *s, struct vdcm_access access, const uint8_
             return error;
         }
         memcpy(&value, data, width);
+        s->counters.writes++;
         error = offer(s, &access, width, value);
         if (error == VDCM_STORE_PASS) {
             error = vdcm_on_write(s->owner, (int)access.region, access.offset, (int)width, value);
@@ -92,6 +95,7 @@ int vdcm_region_read(vdcm_session *s, const struct vdcm_message *message)
         int error = gone(s);
 
         if (error == 0) {
+            s->counters.reads++;
             error = vdcm_on_read(s->owner, (int)access.region, access.offset, (int)width, &value);
         }
         if (error != 0) {
@@ -138,9 +142,13 @@ int vdcm_region_write_multi(vdcm_session *s, const struct vdcm_message *message)
         error = inside(s, &one.access) ? write_region(s, one.access, one.data) : EINVAL;
         if (error == 0) {
             done++;
-        } else if (!posted) {
+        } else if (posted || done != 0) {
+            vdcm_count_error(s, error); /* which the answer does not tell */
+        }
+        if (error != 0 && !posted) {
             break;
         }
     }
-    return vdcm_answer(s, &message->header, done == 0 ? error : 0, &done, sizeof(done), -1);
+    error = done == 0 && !posted ? error : 0;
+    return vdcm_answer(s, &message->header, error, &done, sizeof(done), -1);
 }

@@ -30,6 +30,10 @@ static int reach(vdcm_worker *worker, uint32_t pasid, uint64_t address, uint64_t
     }
     if (error != 0) {
         worker->adi->counters.refused++;
+    } else if (write) {
+        worker->adi->counters.dma_written_bytes += *here;
+    } else {
+        worker->adi->counters.dma_read_bytes += *here;
     }
     return error;
 }
@@ -209,6 +213,9 @@ void vdcm_adi_free(vdcm_adi *a)
     }
     vdcm_sweep_lock(a->sweep);
     vdcm_deactivate(&a->share);
+    if (a->sweep->ran == a) {
+        a->sweep->ran = NULL;
+    }
     for (link = &a->sweep->ready; *link != NULL; link = &(*link)->next_ready) {
         if (*link == a) {
             *link = a->next_ready;

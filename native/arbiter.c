@@ -46,6 +46,9 @@ void vdcm_deactivate(vdcm_share *share)
         return;
     }
     share->in_ring = false;
+    if (share->adi != NULL) {
+        share->adi->since = 0;
+    }
     if (share->next == share) {
         *share->ring = NULL;
         return;
@@ -84,6 +87,25 @@ static vdcm_worker *work_for(vdcm_queue *queue)
     return worker;
 }
 
+static void await_turn(vdcm_adi *a, uint64_t now)
+{
+    if (a->since == 0) {
+        a->since = now;
+    }
+}
+
+void vdcm_end_turn(vdcm_sweep *s, uint64_t now)
+{
+    vdcm_adi *a = s->ran;
+
+    if (a != NULL) {
+        vdcm_latency_note(&a->counters.turn_ns, now - a->since);
+        a->counters.busy_ns += now - s->now;
+        a->since = now; /* if there is no more work, that is found out, and this forgotten */
+        s->ran = NULL;
+    }
+}
+
 bool vdcm_look(vdcm_queue *queue, uint64_t now)
 {
     vdcm_worker *worker = work_for(queue);
@@ -96,6 +118,7 @@ bool vdcm_look(vdcm_queue *queue, uint64_t now)
     vdcm_adapt(queue, now - queue->idle_since);
     queue->idle_since = now;
     queue->rests = false;
+    await_turn(queue->adi, now);
     vdcm_activate(&queue->adi->share);
     return true;
 }
@@ -216,6 +239,8 @@ static uint64_t run(vdcm_queue *q, uint64_t now)
     for (vdcm_share *share = &a->share; share != NULL; share = share->group) {
         budget = share->deficit < (int64_t)budget ? (uint64_t)share->deficit : budget;
     }
+    await_turn(a, now); /* it has not been seen to have work where its state has let it run */
+    a->sweep->ran = a;
     done = q->ops->run(q->device, worker, budget);
     q->idle_since = now;
     q->rests = false;

@@ -164,6 +164,7 @@ static uint64_t step(vdcm_sweep *s, uint64_t now, uint64_t *wait)
 {
     uint64_t done;
 
+    vdcm_end_turn(s, now);
     s->now = now;
     look_at_kicked(s, now);
     if (s->active == NULL || now >= s->next_look) {
@@ -332,9 +333,12 @@ void vdcm_sweep_free(vdcm_sweep *s)
 
 void vdcm_sweep_count(vdcm_sweep *s, vdcm_sweep_counters *out)
 {
+    clockid_t clock;
+
     vdcm_sweep_lock(s);
     out->looks = s->looks;
     vdcm_sweep_unlock(s);
+    out->cpu_ns = s->threaded && pthread_getcpuclockid(s->thread, &clock) == 0 ? read_clock(clock) : 0;
     out->naps = atomic_load_explicit(&s->naps, memory_order_relaxed);
-    out->longest = atomic_load_explicit(&s->longest, memory_order_relaxed);
+    out->nap_ns = atomic_load_explicit(&s->longest, memory_order_relaxed);
 }

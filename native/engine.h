@@ -83,6 +83,7 @@ struct vdcm_adi {
     size_t n_reports;
     bool ready; /* in the sweep's list of ADIs with something to say */
     vdcm_adi *next_ready;
+    uint64_t since; /* ns, when it began to wait for its turn; 0: it does not */
     vdcm_adi_counters counters;
 };
 
@@ -115,6 +116,7 @@ struct vdcm_sweep {
     uint64_t nap_ns;
     uint64_t looks;
     uint64_t now;       /* of the last step */
+    vdcm_adi *ran;      /* in that step, or NULL */
     uint64_t next_look; /* ns, while there is work */
     bool threaded;
     _Atomic uint64_t naps;
@@ -160,6 +162,8 @@ bool vdcm_rest(vdcm_queue *queue);
  * until the rate limit lets one (UINT64_MAX: there is no work).
  */
 uint64_t vdcm_arbitrate(vdcm_sweep *s, uint64_t now, uint64_t *wait);
+/* The last step has ended at `now`: who ran in it is told how long that took. */
+void vdcm_end_turn(vdcm_sweep *s, uint64_t now);
 /* DRAINING and empty: STOPPED, and that is said. */
 void vdcm_queue_look_drained(vdcm_queue *q);
 

@@ -17,6 +17,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "latency.h"
 #include "memory.h"
 
 /* cffi: begin */
@@ -83,6 +84,21 @@ vdcm_aspace *vdcm_session_aspace(vdcm_session *s);
 int vdcm_session_eventfd(const vdcm_session *s, int index, uint32_t vector);
 /* Signals it: 0, or -ENOENT when there is none. */
 int vdcm_session_trigger(vdcm_session *s, int index, uint32_t vector);
+
+/* What has come from the client since it connected. An access has 1, 2, 4 or 8 bytes. */
+typedef struct {
+    uint64_t messages;
+    uint64_t reads;
+    uint64_t writes;
+    uint64_t taken;    /* of the writes, by the device's C */
+    uint64_t deferred; /* writes that were answered with EAGAIN */
+    uint64_t errors;   /* other accesses and requests that failed */
+    /* Of the messages with accesses, from when we looked for one until it was answered. */
+    vdcm_latencies read_ns;
+    vdcm_latencies write_ns;
+} vdcm_session_counters;
+/* They stay where they are as long as the session. */
+const vdcm_session_counters *vdcm_session_count(const vdcm_session *s);
 
 /* What libvfio-user calls the API generation that this module was built against: 1 or 2. */
 int vdcm_libvfio_user_generation(void);

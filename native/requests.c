@@ -19,6 +19,12 @@
 
 #include "session.h"
 
+void vdcm_count_error(vdcm_session *s, int error)
+{
+    s->counters.deferred += error == EAGAIN;
+    s->counters.errors += error != 0 && error != EAGAIN;
+}
+
 int vdcm_answer(vdcm_session *s, const struct vdcm_header *request, int error,
                 const void *payload, size_t length, int fd)
 {
@@ -36,6 +42,7 @@ int vdcm_answer(vdcm_session *s, const struct vdcm_header *request, int error,
     } control = {0};
     struct msghdr msg = {.msg_iov = iov, .msg_iovlen = 2};
 
+    vdcm_count_error(s, error);
     if (request->flags & VDCM_FLAG_NO_REPLY) {
         return 0;
     }
@@ -295,6 +302,12 @@ static int pass(vdcm_session *s, const struct vdcm_message *message)
         return -EPIPE;
     }
     got = recv(s->inner, answer, sizeof(answer), MSG_DONTWAIT);
+    if (got >= (ssize_t)sizeof(struct vdcm_header)) {
+        struct vdcm_header header;
+
+        memcpy(&header, answer, sizeof(header));
+        vdcm_count_error(s, header.flags & VDCM_FLAG_ERROR ? (int)header.error : 0);
+    }
     if (got > 0 && send(s->client, answer, (size_t)got, MSG_NOSIGNAL | MSG_DONTWAIT) != got) {
         s->reason = "the client does not read its answers";
         return -EPIPE;

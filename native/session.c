@@ -274,6 +274,11 @@ int vdcm_session_trigger(vdcm_session *s, int index, uint32_t vector)
     return eventfd < 0 ? -ENOENT : vdcm_signal(eventfd);
 }
 
+const vdcm_session_counters *vdcm_session_count(const vdcm_session *s)
+{
+    return &s->counters;
+}
+
 /* ---- the loop -------------------------------------------------------------------------------- */
 
 static uint64_t now_ns(void)
@@ -308,6 +313,21 @@ static void spin_was_vain(vdcm_session *s, bool spinning)
     }
 }
 
+static void note_latency(vdcm_session *s, uint16_t command, uint64_t ns)
+{
+    switch (command) {
+    case VDCM_REGION_READ:
+        vdcm_latency_note(&s->counters.read_ns, ns);
+        break;
+    case VDCM_REGION_WRITE:
+    case VDCM_REGION_WRITE_MULTI:
+        vdcm_latency_note(&s->counters.write_ns, ns);
+        break;
+    default:
+        break; /* of which there are few, and nobody waits for them often */
+    }
+}
+
 int vdcm_session_run(vdcm_session *s, uint64_t turn_ns, uint64_t spin_ns)
 {
     struct vdcm_message message;
@@ -321,24 +341,27 @@ int vdcm_session_run(vdcm_session *s, uint64_t turn_ns, uint64_t spin_ns)
     s->partial = false;
     s->reason = NULL;
     while (now < turn_end) {
+        uint64_t since = now; /* it is always the time just before this look: no clock for it alone */
         int error = 0;
 
         switch (vdcm_inbox_next(&s->inbox, s->client, &message, &s->reason)) {
         case VDCM_MESSAGE:
+            s->counters.messages++;
             error = vdcm_handle(s, &message);
             if (error != 0) {
                 return error;
             }
             break;
         case VDCM_EMPTY:
-            now = now_ns();
-            if (!spinning || now - idle_since >= spin_ns) {
+            since = now_ns();
+            if (!spinning || since - idle_since >= spin_ns) {
                 spin_was_vain(s, spinning);
                 return handled;
             }
             looked_in_vain = true;
             sched_yield(); /* to the client, which our answer may have woken on this CPU */
-            if (now_ns() - now > spin_ns) {
+            now = now_ns();
+            if (now - since > spin_ns) {
                 spin_was_vain(s, spinning); /* somebody else is busy here: better to sleep */
                 spinning = false;
             }
@@ -355,10 +378,11 @@ int vdcm_session_run(vdcm_session *s, uint64_t turn_ns, uint64_t spin_ns)
             s->vain = 0; /* it came while we were awake */
         }
         handled++;
+        now = idle_since = now_ns();
+        note_latency(s, message.header.command, now - since);
         if (s->stopped) {
             return handled;
         }
-        now = idle_since = now_ns();
         spinning = spin_ns != 0 && may_spin(s);
         looked_in_vain = false;
     }

@@ -40,6 +40,7 @@ struct vdcm_session {
     uint32_t vain; /* how many chances to spin were let go after the last vain one */
     uint32_t skip; /* how many are still to be let go */
     const char *reason;
+    vdcm_session_counters counters;
     struct vdcm_inbox inbox;
     uint8_t answer[sizeof(struct vdcm_access) + VDCM_MAX_TRANSFER]; /* to REGION_READ */
 };
@@ -47,6 +48,8 @@ struct vdcm_session {
 /* Close the eventfds of vectors [start, start + count), which there are. */
 void vdcm_unbind(struct vectors *kind, uint32_t start, uint32_t count);
 
+/* What a client asked for has ended with this errno, 0 for success. */
+void vdcm_count_error(vdcm_session *s, int error);
 /* Answer `request`, with a payload and a descriptor unless there is an error (an errno) or fd is -1. */
 int vdcm_answer(vdcm_session *s, const struct vdcm_header *request, int error,
                 const void *payload, size_t length, int fd);

@@ -15,6 +15,7 @@
 #include <stdint.h>
 
 #include "ims.h"
+#include "latency.h"
 #include "memory.h"
 
 /* cffi: begin */
@@ -63,9 +64,10 @@ int vdcm_sweep_fd(const vdcm_sweep *s);
 size_t vdcm_sweep_ready(vdcm_sweep *s, uint64_t *ids, size_t max);
 
 typedef struct {
-    uint64_t looks;   /* at one queue's doorbells */
+    uint64_t looks;  /* at one queue's doorbells */
     uint64_t naps;
-    uint64_t longest; /* nanoseconds of the longest nap there may be now */
+    uint64_t nap_ns; /* of the longest nap there may be now */
+    uint64_t cpu_ns; /* that the thread has had a CPU for */
 } vdcm_sweep_counters;
 void vdcm_sweep_count(vdcm_sweep *s, vdcm_sweep_counters *out);
 
@@ -111,12 +113,17 @@ typedef struct {
 size_t vdcm_adi_reports(vdcm_adi *a, vdcm_adi_report *out, size_t max);
 
 typedef struct {
-    uint64_t units;    /* of work done, in general bytes */
-    uint64_t messages; /* generated */
-    uint64_t refused;  /* accesses to memory */
+    uint64_t units;             /* of work done, in general bytes */
+    uint64_t dma_read_bytes;    /* of memory that it has reached to read */
+    uint64_t dma_written_bytes; /* and to write */
+    uint64_t refused;           /* accesses to memory */
+    uint64_t messages;          /* generated */
     uint64_t reports;
-    uint64_t lost;     /* reports that found the ring full */
-    uint64_t throttled; /* times that the rate limit held work back */
+    uint64_t lost;              /* reports that found the ring full */
+    uint64_t throttled;         /* times that the rate limit held work back */
+    uint64_t busy_ns;           /* that the sweep has worked for it */
+    /* Of its turns, from when it was seen to have work, or from its turn before, to the end. */
+    vdcm_latencies turn_ns;
 } vdcm_adi_counters;
 void vdcm_adi_count(vdcm_adi *a, vdcm_adi_counters *out);
 

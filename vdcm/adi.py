@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from vdcm.counters import summarized
 from vdcm.ims import ImsEntry
 from vdcm.sweep import DEFAULT_WEIGHT, AdiPath, Report
 
@@ -55,7 +56,8 @@ class AdiState(Enum):
 class Adi:
     """One ADI. Everything about it is changed through its ``driver`` and nowhere else (2.6).
 
-    ``index`` counts the driver's ADIs; ``owner`` is the name of the VDEV. ``path`` is its part of
+    ``index`` counts the driver's ADIs; ``owner`` is the name of the VDEV, and ``slot`` the lowest
+    number that no other of its ADIs has. ``path`` is its part of
     the direct path. ``resource`` is the host driver's own: what backs the ADI.
     """
 
@@ -64,6 +66,7 @@ class Adi:
     index: int
     owner: str
     path: AdiPath
+    slot: int = 0
     state: AdiState = AdiState.ALLOCATED
     pasid: int | None = None
     secondary_pasid: int | None = None
@@ -86,6 +89,7 @@ class Adi:
         """JSON-able."""
         return {
             "name": self.name,
+            "slot": self.slot,
             "type": self.type.name,
             "parent": self.driver.name,
             "state": self.state.value,
@@ -96,5 +100,5 @@ class Adi:
             "messages": [entry.describe() for entry in self.messages],
             "settings": dict(self.settings),
             "resets": self.resets,
-            "counters": self.driver.counters(self),
+            "counters": summarized(self.driver.counters(self)),
         }

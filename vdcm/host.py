@@ -17,6 +17,7 @@ from itertools import count
 from typing import Any, ClassVar, Final
 
 from vdcm.adi import Adi, AdiState, AdiType
+from vdcm.counters import Count, summarized
 from vdcm.errors import ResourceError, StateError, VdcmError
 from vdcm.function import ParentFunction
 from vdcm.ims import ImsEntry, ImsStorage
@@ -421,10 +422,15 @@ class HostDriver:
 
     # For show, and at the end.
 
-    def counters(self, adi: Adi) -> dict[str, int]:
+    def counters(self, adi: Adi) -> dict[str, Count]:
+        """``counters.ADI`` and the device's own; nothing of an ADI that has been released."""
         if adi.state is AdiState.RELEASED:
             return {}
         return {**adi.path.counters(), **self.on_counters(adi)}
+
+    def sweep_counters(self) -> list[dict[str, Count]]:
+        """``counters.SWEEP`` of each sweep thread there is."""
+        return [sweep.counters() for sweep in self._sweeps]
 
     def describe(self) -> dict[str, Any]:
         """JSON-able: resources, types and what is in use."""
@@ -439,7 +445,7 @@ class HostDriver:
                 name: {"maximum": self.maximum(name), "available": self.available(name)}
                 for name in self.adi_types
             },
-            "sweeps": [sweep.counters() for sweep in self._sweeps],
+            "sweeps": [summarized(one) for one in self.sweep_counters()],
         }
 
     def close(self) -> None:

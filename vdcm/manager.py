@@ -346,6 +346,10 @@ class Manager:
             if not defined or entry.origin in lasting
         ]
 
+    def started(self) -> list[Entry]:
+        """The VDEVs that are started, in the order in which they were defined."""
+        return [entry for entry in self._entries.values() if entry.life is Life.STARTED]
+
     def show(self, name: str) -> dict[str, Any]:
         """All there is to know of a VDEV, JSON-able: its summary and, while it is started,
         ``Vdev.describe()``."""

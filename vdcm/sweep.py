@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from vdcm import _native
 from vdcm._native import ffi, lib
+from vdcm.counters import ADI, SWEEP, Count, taken_from
 from vdcm.errors import StateError, VdcmError
 from vdcm.ims import ImsEntry, ImsStorage
 from vdcm.pasid import GuestPasids
@@ -171,11 +172,11 @@ class Sweep:
         done = lib.vdcm_sweep_step(self._native, now_ns, wait)
         return int(done), None if wait[0] == NO_WORK else int(wait[0])
 
-    def counters(self) -> dict[str, int]:
-        """``looks`` at a queue's doorbells, ``naps``, and ``nap_ns``, the longest nap now."""
+    def counters(self) -> dict[str, Count]:
+        """``counters.SWEEP``."""
         found = ffi.new("vdcm_sweep_counters *")
         lib.vdcm_sweep_count(self._native, found)
-        return {"looks": found.looks, "naps": found.naps, "nap_ns": found.longest}
+        return {**taken_from(found, SWEEP[:-1]), "adis": len(self)}
 
     def close(self) -> None:
         """End the thread. Twice is harmless. StateError while it serves an ADI."""
@@ -277,13 +278,12 @@ class AdiPath:
             for i in range(count)
         ]
 
-    def counters(self) -> dict[str, int]:
-        """``units`` of work done (bytes in general), ``messages`` generated, ``refused`` accesses
-        to memory, ``reports``, of which ``lost``, and how often the rate limit ``throttled``."""
+    def counters(self) -> dict[str, Count]:
+        """``counters.ADI``."""
+        self._check()
         found = ffi.new("vdcm_adi_counters *")
         lib.vdcm_adi_count(self._native, found)
-        names = ("units", "messages", "refused", "reports", "lost", "throttled")
-        return {name: getattr(found, name) for name in names}
+        return taken_from(found, ADI)
 
     def close(self) -> None:
         """Give all of it back. When this returns, C holds nothing of the device's."""

@@ -21,8 +21,9 @@ from enum import Enum
 from typing import Any, ClassVar, Final
 
 from vdcm import dma
-from vdcm.adi import Adi
+from vdcm.adi import Adi, AdiState
 from vdcm.bars import Bar
+from vdcm.counters import ADI, CLIENT, Count, Counts, nothing, summarized, together
 from vdcm.errors import DeclarationError, DmaError, ResourceError, StateError
 from vdcm.host import HostDriver
 from vdcm.interrupts import Interrupts
@@ -84,6 +85,10 @@ class Vdev(Configurable):
         self.bars: Final[Mapping[int, Bar]] = {bar.index: bar for bar in bars}
         self.session: Session | None = None
         self.resets = 0
+        self._counted = nothing(CLIENT)  # of the clients before
+        self._counts = dict.fromkeys(_OWN, 0)
+        self.released: Counts = nothing(ADI)
+        """What the ADIs that it no longer has have counted."""
         self._observer: Callable[[str], None] | None = None
         msi = next((c for c in capabilities if isinstance(c, Msi)), None)
         msix = next((c for c in capabilities if isinstance(c, MsiX)), None)
@@ -159,6 +164,7 @@ class Vdev(Configurable):
             adi.driver.release(adi)
             raise
         adi.on_report = self.on_adi_report
+        adi.slot = min(set(range(len(self.adis) + 1)) - {one.slot for one in self.adis})
         self.adis.append(adi)
         return adi
 
@@ -174,6 +180,8 @@ class Vdev(Configurable):
     def remove_adi(self, adi: Adi) -> None:
         """Give an ADI back; what it has not finished is discarded."""
         self.adis.remove(adi)
+        if adi.state is not AdiState.RELEASED:
+            self.released = together(self.released, adi.path.counters())
         adi.driver.release(adi)
 
     def set_qos(self, weight: int, rate: int) -> None:
@@ -213,16 +221,27 @@ class Vdev(Configurable):
         Raises DmaError if any of them cannot be read, or the guest has not made the function a bus
         master (PCIe 5.0, 7.5.1.1.3).
         """
-        self._check_bus_master()
-        return dma.read(self.pasid, iova, length)
+        try:
+            self._check_bus_master()
+            data = dma.read(self.pasid, iova, length)
+        except DmaError:
+            self._counts["dma_refused"] += 1
+            raise
+        self._counts["dma_read_bytes"] += length
+        return data
 
     def dma_write(self, iova: int, data: bytes | bytearray | memoryview) -> None:
         """Write guest memory under this VDEV's PASID.
 
         Raises DmaError as ``dma_read`` does; then nothing is written.
         """
-        self._check_bus_master()
-        dma.write(self.pasid, iova, data)
+        try:
+            self._check_bus_master()
+            dma.write(self.pasid, iova, data)
+        except DmaError:
+            self._counts["dma_refused"] += 1
+            raise
+        self._counts["dma_written_bytes"] += memoryview(data).nbytes
 
     @property
     def bus_master(self) -> bool:
@@ -261,12 +280,15 @@ class Vdev(Configurable):
         if self.state is not VdevState.READY:
             raise StateError(f"{self.name} is {self.state.value}, a client needs it ready")
         self.state = VdevState.ATTACHED
+        self._counts["clients"] += 1
         self.session = session
         self.address_space.attach(session.memory)
         self.interrupts.attach(session)
 
     def detached(self) -> None:
         """The client has gone: as if the power had been cycled."""
+        if self.session is not None:
+            self._counted = together(self._counted, self.session.counters())
         self.session = None
         self.interrupts.detach()
         try:
@@ -336,6 +358,19 @@ class Vdev(Configurable):
         if self._observer is not None:
             self._observer(text)
 
+    def counters(self) -> dict[str, Count]:
+        """``counters.VDEV``: the intercepted path, and what Python does."""
+        counted = self._counted
+        if self.session is not None:
+            counted = together(counted, self.session.counters())
+        own = {"interrupts": self.interrupts.delivered, "resets": self.resets}
+        return {**counted, **self._counts, **own}
+
+    def direct_counters(self) -> dict[str, Count]:
+        """``counters.ADI`` of all its ADIs together, also of those that it has given back."""
+        live = [adi for adi in self.adis if adi.state is not AdiState.RELEASED]
+        return together(self.released, *(adi.path.counters() for adi in live))
+
     def describe(self) -> dict[str, Any]:
         """The composition and its counters, JSON-able."""
         return {
@@ -367,11 +402,8 @@ class Vdev(Configurable):
                 {"iova": r.iova, "size": r.size, "shared": r.shared}
                 for r in self.address_space.ranges
             ],
-            "counters": {
-                "interrupts": self.interrupts.delivered,
-                "resets": self.resets,
-                "messages": self.session.messages if self.session is not None else 0,
-            },
+            "counters": summarized(self.counters()),
+            "direct": summarized(self.direct_counters()),
             "adis": [adi.describe() for adi in self.adis],
             "guest_pasids": dict(self.guest_pasids.bindings),
             "properties": {name: getattr(self, name) for name in properties_of(type(self))},
@@ -390,6 +422,9 @@ class Vdev(Configurable):
         PASIDS.release(self.pasid)
         for bar in self.bars.values():
             bar.close()
+
+
+_OWN: Final = ("dma_read_bytes", "dma_written_bytes", "dma_refused", "clients")
 
 
 class _Events(ConfigEvents):

@@ -282,8 +282,8 @@ def test_all_interrupts_are_generated_once_a_reset_has_returned(
     other = enabled(driver, "small", domain)
     probe: Probe = adi.resource
     for _ in range(20):
-        probe.ring(1000)
         before = probe.done
+        probe.ring(1000)
         wait_until(lambda before=before: probe.done > before)  # type: ignore[misc]
         driver.reset(adi)
         completed = probe.done - probe.device.aborted

@@ -12,6 +12,7 @@ from mailbox_model import AREA, DATA, REGISTERS, SIZE, VECTOR, Driver, Letterbox
 
 from vdcm import Bar, Mailbox, MailboxCode, PagePolicy, Pages, RequestType
 from vdcm.bars import PAGE
+from vdcm.counters import CLIENT, Count, nothing
 from vdcm.errors import DeclarationError, StateError, VdcmError
 from vdcm.mailbox import MailboxOwner, MailboxRegisters
 from vdcm.protocol import Irq, Region
@@ -24,6 +25,9 @@ class Signals:
     def __init__(self) -> None:
         self.memory = GuestMemory()
         self.heard: list[int] = []
+
+    def counters(self) -> dict[str, Count]:
+        return nothing(CLIENT)
 
     def trigger(self, kind: Irq, vector: int) -> bool:
         assert kind is Irq.MSIX

@@ -26,6 +26,7 @@ from vdcm import (
     Vdev,
 )
 from vdcm.bars import PAGE
+from vdcm.counters import CLIENT, Count, nothing
 from vdcm.errors import DeclarationError, DmaError, StateError
 from vdcm.pasid import PASIDS
 from vdcm.protocol import Irq, Region
@@ -78,12 +79,14 @@ class FakeSession:
     def __init__(self) -> None:
         self.memory = GuestMemory()
         self.signals: list[tuple[Irq, int]] = []
-        self.messages = 7
         self.observed = False
         fd = os.memfd_create("guest")
         os.ftruncate(fd, PAGE)
         self.memory.map(RAM, PAGE, fd)
         os.close(fd)
+
+    def counters(self) -> dict[str, Count]:
+        return {**nothing(CLIENT), "messages": 7}
 
     def observe(self, observed: bool) -> None:
         self.observed = observed

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from vdcm import snapshot
 from vdcm.errors import ResourceError, StateError, VdcmError
 from vdcm.manager import Manager
 from vdcm.properties import PropertyError
@@ -77,6 +78,7 @@ _JSON: Final[dict[type, str]] = {
     bool: "true or false",
     dict: "JSON object",
     list: "JSON list",
+    int: "whole number",
 }
 
 
@@ -99,6 +101,7 @@ class Methods:
             "reset": Method(self._reset, name),
             "list": Method(manager.summaries, optional={"defined": bool}),
             "show": Method(manager.show, name),
+            "counters": Method(self._counters, optional={"skip": int}),
             "set": Method(manager.set, {"name": str, "values": dict}),
             "trace": Method(trace, name),
             "shutdown": Method(self._shutdown),
@@ -146,6 +149,11 @@ class Methods:
     def _reset(self, name: str) -> bool:
         self._manager.reset(name)
         return True
+
+    def _counters(self, skip: int = 0) -> dict[str, Any]:
+        if skip < 0:
+            raise Refusal(INVALID_PARAMS, "counters: skip is 0 or more")
+        return snapshot.page(self._manager, skip)
 
     def _shutdown(self) -> bool:
         self._manager.stopping.set()

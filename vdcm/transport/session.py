@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from vdcm import protocol
 from vdcm._native import ffi, lib
+from vdcm.counters import CLIENT, Count, nothing, taken_from
 from vdcm.errors import DeferredError, TransportError, VdcmError
 from vdcm.protocol import Area, Command, Irq
 from vdcm.transport.memory import NOT_SHARED, GuestMemory, maps_privately
@@ -132,7 +133,6 @@ class Session:
         self.device: Final = endpoint.device
         self.interrupted: BaseException | None = None
         self.warned_not_shared = False
-        self.messages = 0
         self._endpoint = endpoint
         self._connection = connection
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
@@ -223,6 +223,12 @@ class Session:
             offered["vdcm"] = protocol.pack_read_only(self._read_only)
         return offered
 
+    def counters(self) -> dict[str, Count]:
+        """``counters.CLIENT``, of this connection."""
+        if self._native == ffi.NULL:
+            return nothing(CLIENT)
+        return taken_from(lib.vdcm_session_count(self._native), CLIENT)
+
     def observe(self, observed: bool) -> None:
         """Observed, the device is given every store, those too that its C would take."""
         if not self._closed:
@@ -276,7 +282,6 @@ class Session:
         if handled < 0:
             self._lost(-handled)
             return
-        self.messages += handled
         if lib.vdcm_session_partial(self._native):
             self._wait_for_rest(progress=handled > 0)
         else:

@@ -71,7 +71,7 @@ class WorkQueue:
         """What has become of descriptors since there was an ADI behind it, and of their bytes."""
         if self.adi is None:
             return {}
-        counted = self._driver.counters(self.adi)
+        counted = self._driver.on_counters(self.adi)
         return {name: counted[name] for name in COUNTED if name in counted}
 
     # The ADI.
