@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any
 
 import pytest
 from fault_file import FaultFile
+from loop_device import loop_device
 from nvme_host import DELETE_SQ, FORMAT
 from nvme_host import WRITE as HOST_WRITE
 from nvme_machine import (
     CAPACITY,
+    COMPARE,
     DSM,
     FLUSH,
     FUA,
@@ -24,6 +27,7 @@ from nvme_machine import (
     READ,
     READ_ERROR,
     SUCCESS,
+    VERIFY,
     WRITE,
     WRITE_FAULT,
     WRITE_PROTECTED,
@@ -45,8 +49,9 @@ ENGINES = pytest.mark.parametrize("flags", [0, lib.NVME_STORE_THREADS], ids=["ur
 
 
 @contextmanager
-def machine(disk: FaultFile, flags: int, **options: Any) -> Iterator[Machine]:
-    fd = os.open(disk.path, os.O_RDWR)
+def machine(disk: FaultFile | Path, flags: int, **options: Any) -> Iterator[Machine]:
+    path = disk if isinstance(disk, Path) else disk.path
+    fd = os.open(path, os.O_RDWR)
     store = lib.nvme_store_file(fd, SIZE, flags)
     os.close(fd)
     assert store != ffi.NULL
@@ -56,8 +61,9 @@ def machine(disk: FaultFile, flags: int, **options: Any) -> Iterator[Machine]:
     try:
         yield m
     finally:
-        disk.fail.clear()
-        disk.let_go()
+        if isinstance(disk, FaultFile):
+            disk.fail.clear()
+            disk.let_go()
         m.close()
 
 
@@ -160,6 +166,65 @@ def test_what_was_taken_and_lost_fails_the_flush_of_every_namespace(
         assert m.one(command(FLUSH, nsid=2)) == WRITE_FAULT
         for nsid in (1, 2, 0xFFFFFFFF):
             assert m.one(command(FLUSH, nsid=nsid)) == 0
+
+
+# Block devices
+
+
+@ENGINES
+def test_a_block_device_is_a_disk(flags: int, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"old!" * (SIZE // 4))
+    with loop_device(file) as path, machine(path, flags) as m:
+        assert m.one(command(READ, prp1=A + 4096, slba=16, blocks=8)) == 0
+        assert m.read(A + 4096, 4096) == b"old!" * 1024
+        assert m.one(command(WRITE, prp1=A, slba=8, blocks=8)) == 0
+        assert m.one(command(FLUSH)) == 0
+        assert m.one(command(WRITE, prp1=A, slba=33, cdw12=FUA)) == 0
+        assert m.one(command(ZEROES, slba=64, blocks=8, cdw12=FUA)) == 0
+        m.write_memory(A, struct.pack("<IIQ", 0, 8, 128))
+        assert m.one(command(DSM, prp1=A, cdw10=0, cdw11=4)) == 0
+        assert m.one(command(READ, prp1=A, slba=128, blocks=8)) == 0
+        assert m.read(A, 4096) == bytes(4096), "blocks without data read as zeros"
+        assert lib.nvme_store_erase(m.store, 512 << 10, 4096) == 0
+        assert lib.nvme_store_sync(m.store) == 0
+    found = file.read_bytes()
+    for block, count, text in ((8, 8, b"new!"), (33, 1, b"new!"), (64, 8, b"\0"), (1024, 8, b"\0")):
+        size = count << 9
+        assert found[block << 9 :][:size] == text * (size // len(text))
+    assert found[32 << 9 : 33 << 9] == b"old!" * 128
+
+
+@ENGINES
+def test_a_block_device_that_fails(flags: int, tmp_path: Path) -> None:
+    """What is under it has been cut short: it cannot be read there."""
+    file = tmp_path / "file"
+    file.write_bytes(bytes(SIZE))
+    with loop_device(file) as path, machine(path, flags) as m:
+        os.truncate(file, SIZE // 2)
+        assert m.one(command(READ, prp1=A, slba=1536)) == READ_ERROR
+        assert m.one(command(VERIFY, slba=1536)) == READ_ERROR
+        assert m.one(command(COMPARE, prp1=A, slba=1536)) == READ_ERROR
+        assert m.counters().media_errors == 3
+        assert m.one(command(READ, prp1=A)) == 0
+
+
+@ENGINES
+def test_a_block_device_that_turns_out_to_be_full(flags: int, tmp_path: Path) -> None:
+    """It takes the writes, and loses them when they are to be on the disk."""
+    with (
+        FaultFile(tmp_path / "disk", SIZE, cached=False) as disk,
+        loop_device(disk.path) as path,
+        machine(path, flags) as m,
+    ):
+        assert m.one(command(WRITE, prp1=A, slba=8, blocks=8)) == 0
+        disk.fail["write"] = errno.ENOSPC
+        lost = m.one(command(FLUSH))
+        assert lost in (WRITE_FAULT, CAPACITY)
+        assert m.one(command(WRITE, prp1=A, slba=16, blocks=8, cdw12=FUA)) == lost
+        disk.fail.clear()
+        assert m.one(command(WRITE, prp1=A, slba=8, blocks=8, cdw12=FUA)) == 0
+        assert disk.content[4096:8192] == b"new!" * 1024
 
 
 # A disk that hangs

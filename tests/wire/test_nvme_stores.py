@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from loop_device import loop_device
 from nvme_client import NvmeClient
 from nvme_host import FLUSH, WRITE_ZEROES, NvmeFailure
 
@@ -120,3 +121,31 @@ def test_a_file_that_may_not_be_written(tmp_path: Path, small: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
     said = refused(tmp_path / "second", store)
     assert f"{store} cannot be opened: Read-only file system" in said
+
+
+def test_a_block_device_as_store(tmp_path: Path) -> None:
+    file = tmp_path / "device.img"
+    with file.open("wb") as made:
+        made.truncate(32 * MIB)
+    data = os.urandom(128 << 10)
+    with loop_device(file) as device:
+        vdevs = {name: {"type": "nvme", "size": "8M"} for name in ("disk0", "disk1")}
+        parents = {"nvme0": {"model": "nvme", "store": f"device:{device}"}}
+        with Server(tmp_path, vdevs, parents, trace=False) as server:
+            for shutdown in (False, True):
+                with started(server, "disk0") as nvme, started(server, "disk1") as other:
+                    assert nvme.namespace_blocks() == 8 * MIB // 512
+                    nvme.write(nvme.queue, 1000, data)
+                    other.write(other.queue, 1000, data[::-1])
+                    assert nvme.io(nvme.queue, FLUSH).status == 0
+                    assert data in file.read_bytes()
+                    if shutdown:
+                        nvme.shut_down()
+                    else:
+                        server.kill()
+                        server.start()
+                with started(server, "disk0") as nvme:
+                    assert nvme.read(nvme.queue, 1000, 256) == data
+        parents["nvme0"]["size"] = "64M"
+        with pytest.raises(ServerError, match="do not fit"):
+            Server(tmp_path / "larger", vdevs, parents, trace=False).start()
