@@ -36,7 +36,8 @@ from vdcm_devices.avf.datapath import Filters, Offloads, Rss, RxQueue, TxQueue
 from vdcm_devices.avf.native import FASTPATH, Port, Switch
 
 ENTRIES: Final = 512
-TX, RX, FROM, TO, SIZE = 0, 0x4000, 0x10000, 0x40000, 0x140000
+TX, RX, FROM, TO, SIZE = 0, 0x4000, 0x10100, 0x40000, 0x140000
+# FROM is not at a page's beginning, as buffers with headroom are not.
 PATIENCE: Final = 10_000
 """Looks in vain before the drivers give their CPU away."""
 PORTS: Final = (2, 8, 32, 128, 256)

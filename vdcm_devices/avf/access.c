@@ -6,10 +6,29 @@
 
 #include "engine.h"
 
+int avf_reach(avf_switch *s, vdcm_worker *worker, avf_window *window, uint64_t address,
+              uint64_t length, bool write, void **memory, uint64_t *here)
+{
+    uint64_t at = address - window->address;
+    int error;
+
+    if (at >= window->length) {
+        error = s->services->reach(worker, s->services->primary(worker), address, UINT32_MAX, write,
+                                   memory, here);
+        if (error != 0) {
+            return error;
+        }
+        *window = (avf_window){.address = address, .length = *here, .memory = *memory};
+        at = 0;
+    }
+    *memory = window->memory + at;
+    *here = length < window->length - at ? length : window->length - at;
+    return 0;
+}
+
 int avf_reach_source(avf_switch *s, vdcm_worker *worker, uint64_t *address)
 {
     avf_source *source = &s->source;
-    uint32_t pasid = s->services->primary(worker);
 
     if (source->reached) {
         return 0;
@@ -27,8 +46,8 @@ int avf_reach_source(avf_switch *s, vdcm_worker *worker, uint64_t *address)
             if (source->n_pieces == AVF_MAX_CHAIN * AVF_PIECES) {
                 return -EFAULT;
             }
-            error = s->services->reach(worker, pasid, *address, source->buffers[i].length - done,
-                                       false, &memory, &here);
+            error = avf_reach(s, worker, &s->from, *address, source->buffers[i].length - done,
+                              false, &memory, &here);
             if (error != 0) {
                 return error;
             }
@@ -47,6 +66,7 @@ void avf_leave(avf_switch *s, vdcm_worker *worker)
     s->source.reached = false;
     s->inside = NULL;
     s->held = 0;
+    s->from.length = s->to.length = s->ring.length = 0;
 }
 
 struct copy {

@@ -3,11 +3,26 @@
 
 enum { TCP = 6, UDP = 17, SCTP = 132 };
 
+/* Two words of 32 bits in two of 64. */
+typedef uint64_t pair __attribute__((vector_size(16)));
+
 /* In words of 32 bits, since those of 16 have the same sum modulo 2^16 - 1. */
 uint64_t avf_sum(uint64_t sum, const uint8_t *bytes, uint32_t length)
 {
+    pair low = {0, 0};
+    pair high = {0, 0};
     uint32_t word;
     uint16_t half = 0;
+
+    for (; length >= sizeof(pair); length -= sizeof(pair), bytes += sizeof(pair)) {
+        pair words;
+
+        memcpy(&words, bytes, sizeof(words));
+        low += words & 0xffffffff;
+        high += words >> 32;
+    }
+    low += high;
+    sum += low[0] + low[1];
 
     for (; length >= sizeof(word); length -= sizeof(word), bytes += sizeof(word)) {
         memcpy(&word, bytes, sizeof(word));

@@ -27,8 +27,9 @@ avf_switch *avf_switch_new(uintptr_t services)
         errno = EINVAL;
         return NULL;
     }
-    s = calloc(1, sizeof(*s));
+    s = aligned_alloc(_Alignof(avf_switch), sizeof(*s));
     if (s != NULL) {
+        memset(s, 0, sizeof(*s));
         s->services = table;
     }
     return s;
@@ -250,6 +251,8 @@ void avf_reset(avf_port *p)
     memset(p->tx, 0, sizeof(p->tx));
     memset(p->rx, 0, sizeof(p->rx));
     memset(p->vectors, 0, sizeof(p->vectors));
+    memset(p->controls, 0, sizeof(p->controls));
+    p->caused = 0;
     p->broken = p->held = false;
     avf_unlock(p->its);
 }

@@ -56,7 +56,6 @@ typedef struct {
 } avf_rx;
 
 typedef struct {
-    bool enabled;
     uint8_t causes; /* a bit for each ITR index that has one */
     uint64_t sent;  /* ns, the last time */
 } avf_vector;
@@ -86,6 +85,8 @@ struct avf_port {
     avf_tx tx[AVF_QUEUES];
     avf_rx rx[AVF_QUEUES];
     avf_vector vectors[AVF_QUEUES];
+    uint32_t caused;               /* a bit for each that has a cause */
+    uint32_t controls[AVF_QUEUES]; /* what DYN_CTLN holds while the driver stores nothing */
     avf_filters filters;
     uint64_t mac;
     avf_address *addresses;
@@ -136,8 +137,15 @@ typedef struct {
     bool bad_ip;
     bool bad_l4;
     uint8_t input[AVF_HASHED];
-    uint8_t head[AVF_HEAD];
+    _Alignas(64) uint8_t head[AVF_HEAD]; /* one cache line is copied at a time */
 } avf_frame;
+
+/* Memory of one piece that has been reached, good until avf_leave(). */
+typedef struct {
+    uint64_t address;
+    uint64_t length; /* 0: there is none */
+    uint8_t *memory;
+} avf_window;
 
 struct avf_switch {
     const vdcm_services *services;
@@ -149,6 +157,9 @@ struct avf_switch {
     uint64_t frames;      /* number of the frame that is offered */
     const avf_port *inside; /* whose memory is reached beside the sender's */
     uint64_t held;        /* bytes since leave() */
+    avf_window from;      /* the sender's buffers, */
+    avf_window to;        /* those of the port that is inside, */
+    avf_window ring;      /* and its receive ring */
     avf_source source;
     avf_frame frame;
     avf_tx_descriptor fetched[AVF_MAX_CHAIN];
@@ -161,10 +172,21 @@ static inline avf_register *avf_at(const avf_port *p, uint32_t offset, uint32_t 
 
 static inline uint64_t avf_mac(const uint8_t *bytes)
 {
-    uint64_t mac = 0;
+    uint32_t low;
+    uint16_t high;
 
-    memcpy(&mac, bytes, 6);
-    return mac;
+    /* Not into one word, which would have to wait until both parts of it have been stored. */
+    memcpy(&low, bytes, sizeof(low));
+    memcpy(&high, bytes + sizeof(low), sizeof(high));
+    return (uint64_t)high << 32 | low;
+}
+
+/* What lies at `address` is going to be read or written, if it is known where that is. */
+static inline void avf_expect(const avf_window *window, uint64_t address)
+{
+    if (address - window->address < window->length) {
+        __builtin_prefetch(window->memory + (address - window->address), 1);
+    }
 }
 
 static inline uint32_t avf_bucket(uint64_t mac)
@@ -190,6 +212,9 @@ void avf_unlock(avf_switch *s);
 
 /* ---- access.c: guest memory ------------------------------------------------------------------ */
 
+/* As the service of this name with the primary PASID, by way of a window. */
+int avf_reach(avf_switch *s, vdcm_worker *worker, avf_window *window, uint64_t address,
+              uint64_t length, bool write, void **memory, uint64_t *here);
 /* The sender's buffers: 0, or a negative errno and in *address where. */
 int avf_reach_source(avf_switch *s, vdcm_worker *worker, uint64_t *address);
 /* Lets go of all memory; the source is reached again when it is needed. */

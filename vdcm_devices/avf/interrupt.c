@@ -32,6 +32,7 @@ void avf_cause(avf_port *p, int32_t message, uint32_t itr)
         return;
     }
     p->vectors[message].causes |= (uint8_t)(1u << itr);
+    p->caused |= 1u << message;
     if (!p->dirty) {
         p->dirty = true;
         p->next_dirty = p->its->dirty;
@@ -43,21 +44,20 @@ void avf_cause(avf_port *p, int32_t message, uint32_t itr)
 static void look(avf_port *p, uint32_t vector)
 {
     avf_register *control = avf_at(p, AVF_DYN_CTLN, vector);
-    avf_vector *v = &p->vectors[vector];
     uint32_t word = atomic_load_explicit(control, memory_order_acquire);
-
-    bool enabled = (word & INTENA_MSK) != 0 ? v->enabled : (word & INTENA) != 0;
+    uint32_t left = ((word & INTENA_MSK) != 0 ? p->controls[vector] : word) & INTENA;
     uint32_t index = word >> 3 & 3;
 
     /* The exchange fails if the driver stores something else now: that is for the next look. */
-    if (word == (v->enabled ? INTENA : 0) ||
-        !atomic_compare_exchange_strong_explicit(control, &word, enabled ? INTENA : 0,
-                                                 memory_order_acq_rel, memory_order_relaxed)) {
+    if (word == p->controls[vector] ||
+        !atomic_compare_exchange_strong_explicit(control, &word, left, memory_order_acq_rel,
+                                                 memory_order_relaxed)) {
         return;
     }
-    v->enabled = enabled;
+    p->controls[vector] = left;
     if ((word & SWINT_TRIG) != 0) {
-        v->causes |= 1 << NO_ITR;
+        p->vectors[vector].causes |= 1 << NO_ITR;
+        p->caused |= 1u << vector;
     }
     if (index != NO_ITR && (word & ~(uint32_t)INTENA) != 0) {
         atomic_store_explicit(avf_at(p, AVF_ITRN, index * VECTORS + vector),
@@ -96,33 +96,51 @@ static bool disarm(avf_port *p, uint32_t vector)
                                                  memory_order_acq_rel, memory_order_relaxed)) {
         return false;
     }
-    p->vectors[vector].enabled = false;
+    p->controls[vector] = 0;
     return true;
+}
+
+/* Has the driver stored anything? Two registers at a time: it is looked at again and again. */
+static bool changed(const avf_port *p)
+{
+    const uint64_t *now = (const uint64_t *)(const void *)(p->pages + AVF_DYN_CTLN);
+    uint64_t difference = 0;
+
+    for (uint32_t i = 0; i < AVF_QUEUES / 2; i++) {
+        uint64_t known;
+
+        memcpy(&known, &p->controls[2 * i], sizeof(known));
+        difference |= __atomic_load_n(&now[i], __ATOMIC_RELAXED) ^ known;
+    }
+    return difference != 0;
 }
 
 void avf_interrupt(avf_port *p, vdcm_worker *worker)
 {
     uint64_t now = 0;
 
+    if (changed(p)) {
+        for (uint32_t i = 0; i < AVF_QUEUES; i++) {
+            look(p, i);
+        }
+    }
     p->held = false;
-    for (uint32_t i = 0; i < AVF_QUEUES; i++) {
-        avf_vector *v = &p->vectors[i];
-        uint64_t when;
+    for (uint32_t left = p->caused; left != 0; left &= left - 1) {
+        uint32_t i = (uint32_t)__builtin_ctz(left);
 
-        look(p, i);
-        if (!v->enabled || v->causes == 0) {
+        if (p->controls[i] == 0) {
             continue;
         }
-        when = due(p, i);
         if (now == 0) {
             now = now_ns();
         }
-        if (now < when || !disarm(p, i)) {
+        if (now < due(p, i) || !disarm(p, i)) {
             p->held = true;
             continue;
         }
-        v->causes = 0;
-        v->sent = now;
+        p->vectors[i].causes = 0;
+        p->vectors[i].sent = now;
+        p->caused &= ~(1u << i);
         (void)p->its->services->raise(worker, i);
     }
 }

@@ -9,6 +9,7 @@
 enum {
     DESCRIPTOR = 32,
     BUFFERS = 10, /* of one frame: AVF_MAX_FRAME in buffers of 1 KiB */
+    AHEAD = 2, /* buffers; so many are expected */
     TAG = 4
 };
 
@@ -114,7 +115,6 @@ static int spoilt(avf_port *p, vdcm_worker *worker, uint32_t code, uint32_t queu
 /* Descriptors from head + n_fetched on, up to the end of the ring. */
 static int fetch(avf_port *p, vdcm_worker *worker, uint32_t queue, uint32_t available)
 {
-    const vdcm_services *s = p->its->services;
     avf_rx *q = &p->rx[queue];
     uint32_t at = (q->head + q->n_fetched) % q->is.length;
     uint64_t address = q->is.address + (uint64_t)at * DESCRIPTOR;
@@ -127,8 +127,8 @@ static int fetch(avf_port *p, vdcm_worker *worker, uint32_t queue, uint32_t avai
     q->first = 0;
     count = count < available - q->n_fetched ? count : available - q->n_fetched;
     count = count < AVF_FETCH - q->n_fetched ? count : AVF_FETCH - q->n_fetched;
-    error = s->reach(worker, s->primary(worker), address, (uint64_t)count * DESCRIPTOR, true,
-                     &memory, &here);
+    error = avf_reach(p->its, worker, &p->its->ring, address, (uint64_t)count * DESCRIPTOR, true,
+                      &memory, &here);
     if (error == 0) {
         uint64_t words[AVF_FETCH * DESCRIPTOR / 8];
 
@@ -145,15 +145,14 @@ static int fetch(avf_port *p, vdcm_worker *worker, uint32_t queue, uint32_t avai
 /* The memory of descriptor i of the frame, and of its buffer. */
 static int reach(avf_port *p, vdcm_worker *worker, uint32_t queue, struct filling *l, uint32_t i)
 {
-    const vdcm_services *s = p->its->services;
+    avf_switch *s = p->its;
     avf_rx *q = &p->rx[queue];
-    uint32_t pasid = s->primary(worker);
     uint64_t ring = q->is.address + (uint64_t)((q->head + i) % q->is.length) * DESCRIPTOR;
     uint64_t address = q->fetched[q->first + i];
     uint32_t left = l->length - i * l->buffer;
     void *memory;
     uint64_t here;
-    int error = s->reach(worker, pasid, ring, DESCRIPTOR, true, &memory, &here);
+    int error = avf_reach(s, worker, &s->ring, ring, DESCRIPTOR, true, &memory, &here);
 
     if (error != 0 || here != DESCRIPTOR) {
         return spoilt(p, worker, AVF_BAD_RING, queue, ring, error);
@@ -163,7 +162,7 @@ static int reach(avf_port *p, vdcm_worker *worker, uint32_t queue, struct fillin
     while (left != 0) {
         error = l->n_pieces == BUFFERS * AVF_PIECES
                     ? -EFAULT
-                    : s->reach(worker, pasid, address, left, true, &memory, &here);
+                    : avf_reach(s, worker, &s->to, address, left, true, &memory, &here);
         if (error != 0) {
             return spoilt(p, worker, AVF_BAD_BUFFER, queue, address, error);
         }
@@ -188,7 +187,7 @@ static uint64_t status(const avf_frame *f)
 int avf_receive(avf_port *to, vdcm_worker *other, const avf_frame *f)
 {
     avf_switch *s = to->its;
-    struct filling l = {.f = f, .source = &s->source, .length = f->length};
+    struct filling l; /* not made zero: most of it is not needed */
     uint8_t tagged[AVF_HEAD + TAG];
     uint32_t queue = 0;
     uint32_t available;
@@ -196,8 +195,13 @@ int avf_receive(avf_port *to, vdcm_worker *other, const avf_frame *f)
     avf_rx *q;
     int error;
 
+    l.f = f;
+    l.source = &s->source;
+    l.n_pieces = 0;
+    l.length = f->length;
     l.head = f->head;
     l.head_length = f->head_length;
+    l.first = 0;
     l.second = status(f);
     if (f->tagged && to->filters.strip) {
         l.first = (uint64_t)f->tag << 16;
@@ -255,6 +259,9 @@ int avf_receive(avf_port *to, vdcm_worker *other, const avf_frame *f)
     q->head = (q->head + l.count) % q->is.length;
     q->first += l.count;
     q->n_fetched -= l.count;
+    if (q->n_fetched > AHEAD) {
+        avf_expect(&s->to, q->fetched[q->first + AHEAD]);
+    }
     avf_cause(to, q->is.message, q->is.itr);
     return 0;
 }

@@ -12,6 +12,7 @@ enum {
     DATA = 0,
     CONTEXT = 1,
     DONE = 15,
+    AHEAD = 4,       /* descriptors; so many buffers are expected */
     LEAST_UNITS = 64 /* bytes that a frame counts, at least */
 };
 #define TUNNEL UINT64_C(3)             /* in the first word of a context */
@@ -153,6 +154,9 @@ uint64_t avf_transmit(avf_port *p, vdcm_worker *worker, uint32_t queue, uint64_t
                 }
             }
             break;
+        }
+        if (next + (uint32_t)used + AHEAD < count) {
+            avf_expect(&s->from, s->fetched[next + (uint32_t)used + AHEAD].address);
         }
         sent = avf_send(p, worker, queue);
         if (sent < 0) {
