@@ -13,6 +13,7 @@ from vdcm.errors import (
     StateError,
     VdcmError,
 )
+from vdcm.events import Observer
 from vdcm.function import ParentFunction
 from vdcm.host import HostDriver
 from vdcm.interrupts import Interrupts
@@ -74,6 +75,7 @@ __all__ = [
     "MaskableMsi",
     "Msi",
     "MsiX",
+    "Observer",
     "PagePolicy",
     "Pages",
     "Parent",

@@ -78,6 +78,8 @@ class Adi:
     resource: Any = None
     resets: int = 0
     on_report: Callable[[Adi, Report], None] = lambda _adi, _report: None
+    on_change: Callable[[Adi, str], None] = lambda _adi, _change: None
+    """Called when something has become of it."""
     on_drained: list[Callable[[], None]] = field(default_factory=list)
 
     @property

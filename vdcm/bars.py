@@ -123,8 +123,9 @@ class Bar:
                 "put pages of one kind side by side"
             )
 
-    def place(self, offset: int, registers: RegisterMap) -> None:
-        """Put a register map at byte ``offset``, in pages where Python sees the writes.
+    def place(self, offset: int, registers: RegisterMap, prefix: str = "") -> None:
+        """Put a register map at byte ``offset``, in pages where Python sees the writes; ``prefix``
+        comes before its registers' names in traces.
 
         In write-intercepted pages the registers' values also appear in the shared memory, without
         running read handlers. Raises DeclarationError if it overlaps or lies in other pages.
@@ -147,7 +148,7 @@ class Bar:
                         "handlers, which nothing runs in write-intercepted pages"
                     )
                 registers.mirror(lambda at, size, value: self._store(offset + at, size, value))
-        self.space.place(offset, registers)
+        self.space.place(offset, registers, prefix)
 
     def give_stores(self, offset: int, size: int, function: int, argument: int) -> None:
         """Let the device's C have guest stores to intercepted pages before Python (fastpath.h,

@@ -9,10 +9,19 @@ from typing import Any
 
 from vdcm.definition import VdevDefinition
 from vdcm.errors import StateError
+from vdcm.events import Event
 from vdcm.vdev import Vdev
 
-Sink = Callable[[str], None]
-"""Gets the lines of a trace, on the event loop. It must not raise and must not block."""
+Sink = Callable[[str, Event], None]
+"""Gets events, as an observer does, and the name of the VDEV whose they are."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Listener:
+    """Whoever traces a VDEV. ``accesses``: its register accesses, too."""
+
+    sink: Sink
+    accesses: bool = True
 
 
 class Life(Enum):
@@ -43,7 +52,7 @@ class Origin(Enum):
 class Entry:
     """A VDEV of this process. ``vdev`` is there while it is started (a script's always is).
 
-    ``reason``: why it is FAILED. ``sinks``: who traces it, also before it is started.
+    ``reason``: why it is FAILED. ``listeners``: who traces it, also before it is started.
     ``real_path``: its socket's, without symbolic links.
     """
 
@@ -52,7 +61,7 @@ class Entry:
     vdev: Vdev | None = None
     life: Life = Life.DEFINED
     reason: str = ""
-    sinks: list[Sink] = field(default_factory=list)
+    listeners: list[Listener] = field(default_factory=list)
     real_path: str = ""
 
     @property
@@ -80,11 +89,12 @@ class Entry:
         summary = {**self.definition.to_json(), "state": state, "origin": self.origin.value}
         return {**summary, "reason": self.reason} if self.reason else summary
 
-    def tell(self, line: str) -> None:
-        for sink in tuple(self.sinks):
-            sink(line)
+    def tell(self, event: Event) -> None:
+        for listener in tuple(self.listeners):
+            listener.sink(self.name, event)
 
     def observe(self) -> None:
         """Have the VDEV observed if somebody listens: one that nobody listens to pays nothing."""
         if self.vdev is not None:
-            self.vdev.observer = self.tell if self.sinks else None
+            accesses = any(listener.accesses for listener in self.listeners)
+            self.vdev.observe(self.tell if self.listeners else None, accesses=accesses)

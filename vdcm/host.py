@@ -177,6 +177,7 @@ class HostDriver:
         self._need(adi, "configure", AdiState.ALLOCATED)
         self.on_configure(adi, settings)
         adi.settings.update(settings)
+        adi.on_change(adi, "configured")
 
     def enable(self, adi: Adi) -> None:
         """Let it work. StateError without a PASID, if its type needs one before (2.2)."""
@@ -187,13 +188,13 @@ class HostDriver:
             raise StateError(f"{adi.name} has no PASID; enabling needs one: set_pasid() first")
         self.on_enable(adi)
         self._set_queues(adi, QueueState.RUNNING)
-        adi.state = AdiState.ENABLED
+        self._enter(adi, AdiState.ENABLED)
 
     def disable(self, adi: Adi) -> None:
         """Stop it and discard what it has not finished; its settings stay."""
         self._need(adi, "disable", AdiState.ENABLED, AdiState.DRAINING, AdiState.SUSPENDED)
         self._quiesce(adi)
-        adi.state = AdiState.ALLOCATED
+        self._enter(adi, AdiState.ALLOCATED, "disabled")
         self.on_disable(adi)
         self._drained(adi)
 
@@ -208,7 +209,7 @@ class HostDriver:
         self._quiesce(adi)
         adi.settings.clear()
         adi.resets += 1
-        adi.state = AdiState.ALLOCATED
+        self._enter(adi, AdiState.ALLOCATED, "reset")
         self.on_reset(adi)
         self._drained(adi)
 
@@ -220,7 +221,7 @@ class HostDriver:
         self._need(adi, "drain", AdiState.ENABLED, AdiState.DRAINING)
         adi.on_drained.append(done)
         if adi.state is AdiState.ENABLED:
-            adi.state = AdiState.DRAINING
+            self._enter(adi, AdiState.DRAINING)
             self._set_queues(adi, QueueState.DRAINING)
 
     def abort(self, adi: Adi) -> None:
@@ -228,13 +229,14 @@ class HostDriver:
         self._need(adi, "abort", *_LIVE)
         for queue in adi.path.queues:
             queue.abort()
+        adi.on_change(adi, "aborted")
 
     def release(self, adi: Adi) -> None:
         """Give it and its resources back. Twice is harmless."""
         if adi.state is AdiState.RELEASED:
             return
         self._quiesce(adi)
-        adi.state = AdiState.RELEASED
+        self._enter(adi, AdiState.RELEASED)
         adi.path.close()
         self.on_release(adi)
         for entry in adi.messages:
@@ -332,12 +334,12 @@ class HostDriver:
         """Freeze it; what was accepted is kept. StateError unless it is ENABLED."""
         self._need(adi, "suspend", AdiState.ENABLED)
         self._set_queues(adi, QueueState.STOPPED)
-        adi.state = AdiState.SUSPENDED
+        self._enter(adi, AdiState.SUSPENDED)
 
     def resume(self, adi: Adi) -> None:
         """Go on with what was accepted."""
         self._need(adi, "resume", AdiState.SUSPENDED)
-        adi.state = AdiState.ENABLED
+        self._enter(adi, AdiState.ENABLED, "resumed")
         self._set_queues(adi, QueueState.RUNNING)
 
     def save(self, adi: Adi) -> bytes:
@@ -378,7 +380,7 @@ class HostDriver:
         self.on_restore(adi, device)
         if suspended:
             self.on_enable(adi)
-            adi.state = AdiState.SUSPENDED
+            self._enter(adi, AdiState.SUSPENDED)
 
     # What a device's driver adds.
 
@@ -488,6 +490,11 @@ class HostDriver:
             self._groups.pop(owner).close()
 
     @staticmethod
+    def _enter(adi: Adi, state: AdiState, change: str = "") -> None:
+        adi.state = state
+        adi.on_change(adi, change or state.value)
+
+    @staticmethod
     def _set_queues(adi: Adi, state: QueueState) -> None:
         for queue in adi.path.queues:
             queue.state = state
@@ -505,7 +512,7 @@ class HostDriver:
         if adi.state is AdiState.DRAINING and all(
             queue.state is QueueState.STOPPED for queue in adi.path.queues
         ):
-            adi.state = AdiState.ENABLED
+            self._enter(adi, AdiState.ENABLED, "drained")
             self._set_queues(adi, QueueState.RUNNING)
             self._drained(adi)
 

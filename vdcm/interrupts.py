@@ -26,6 +26,7 @@ from functools import cache
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from vdcm.errors import DeclarationError, VdcmError
+from vdcm.events import Interrupt, InterruptLine, Observer
 from vdcm.protocol import Irq
 from vdcm.registers import Access, BoundRegister, Field, Register, RegisterMap
 from vdcm.transport import IrqAction
@@ -124,6 +125,15 @@ class _Kind:
             or vector in self.guest_masked
         )
 
+    def why_blocked(self, vector: int) -> str:
+        if self.all_masked:
+            return "the guest masks all of them in configuration space"
+        if vector in self.guest_masked:
+            return "the guest masks this vector"
+        return (
+            "the client masks it" if vector in self.client_masked else "no eventfd is bound to it"
+        )
+
 
 class Interrupts:
     """All interrupts of one VDEV.
@@ -147,7 +157,7 @@ class Interrupts:
         self._line = False
         self._bus_master = True
         self._delivered = 0
-        self.observer: Callable[[str], None] | None = None
+        self.observer: Observer | None = None
         self.on_line: Callable[[bool], None] | None = None
         """Called when the INTx line changes, for the Interrupt Status bit."""
         self.on_msi_pending: Callable[[int], None] | None = None
@@ -178,7 +188,7 @@ class Interrupts:
         else:
             why = "neither MSI-X nor MSI is enabled"
         if self.observer is not None:
-            self.observer(f"interrupt {vector} lost: {why}")
+            self.observer(Interrupt("", vector, "lost", why))
 
     def clear_pending(self) -> None:
         """Forget what waits to be delivered, as a device may when it is reset by its driver."""
@@ -200,7 +210,7 @@ class Interrupts:
         if self.on_line is not None:
             self.on_line(asserted)
         if self.observer is not None:
-            self.observer(f"INTx {'asserted' if asserted else 'deasserted'}")
+            self.observer(InterruptLine(asserted))
         if not asserted:
             return
         if self._messages_in_use():
@@ -285,14 +295,14 @@ class Interrupts:
             state.pending.add(vector)
             self._show_pending(kind)
             if self.observer is not None:
-                self.observer(f"{kind.name} {vector} pending")
+                self.observer(Interrupt(kind.name, vector, "pending", state.why_blocked(vector)))
             return
         if vector in state.pending:
             state.pending.remove(vector)
             self._show_pending(kind)
         self._delivered += 1
         if self.observer is not None:
-            self.observer(f"{kind.name} {vector} delivered")
+            self.observer(Interrupt(kind.name, vector, "delivered"))
 
     def _blocked(self, kind: Irq, vector: int) -> bool:
         return not (self._bus_master or kind is Irq.INTX) or self._kinds[kind].blocked(vector)
@@ -313,7 +323,7 @@ class Interrupts:
             state.client_masked.add(0)
             self._delivered += 1
             if self.observer is not None:
-                self.observer("INTX 0 delivered")
+                self.observer(Interrupt("INTX", 0, "delivered"))
 
     def _look_again(self, kind: Irq, vectors: Collection[int]) -> None:
         """Something that holds these vectors back may have come or gone."""

@@ -52,6 +52,7 @@ from typing import ClassVar, Final, NamedTuple, Protocol
 
 from vdcm.bars import Bar, PagePolicy
 from vdcm.errors import DeclarationError, StateError, VdcmError
+from vdcm.events import MailboxMessage, Observer
 from vdcm.interrupts import Interrupts
 from vdcm.registers import Access, BoundRegister, Field, Register, RegisterMap
 
@@ -174,6 +175,7 @@ class MailboxRequest:
             raise VdcmError(
                 f"{mailbox.owner.name}: {self.name} answers {len(response)} bytes, at most {limit}"
             )
+        mailbox._say(MailboxMessage(self.name, "answered", len(response), MailboxCode.SUCCESS.name))
         mailbox._answer(MailboxCode.SUCCESS, response)
         return True
 
@@ -182,7 +184,7 @@ class MailboxRequest:
         mailbox = self._take()
         if mailbox is None:
             return False
-        mailbox._say(f"{self.name} failed: {code.name}: {reason}")
+        mailbox._say(MailboxMessage(self.name, "failed", code=code.name, reason=reason))
         mailbox._answer(code)
         return True
 
@@ -205,7 +207,7 @@ class MailboxOwner(Protocol):
     @property
     def interrupts(self) -> Interrupts: ...
     @property
-    def observer(self) -> Callable[[str], None] | None: ...
+    def observer(self) -> Observer | None: ...
 
 
 class Mailbox:
@@ -289,10 +291,10 @@ class Mailbox:
         if control.INTERRUPT and control.HAS_VECTOR:
             self.owner.interrupts.signal(control.VECTOR)
 
-    def _say(self, text: str) -> None:
+    def _say(self, message: MailboxMessage) -> None:
         """Tell whoever watches the VDEV."""
         if self.owner.observer is not None:
-            self.owner.observer(f"mailbox {text}")
+            self.owner.observer(message)
 
     # The guest's side.
 
@@ -306,21 +308,33 @@ class Mailbox:
         if self._request is not None:
             self.rejected += 1
             status.REJECTED = 1
+            self._say(
+                MailboxMessage(self._name_of(opcode), "rejected", reason="another has no answer")
+            )
             return
         status.DONE = status.CODE = status.LENGTH = 0
         if not self._enabled():
-            self._answer(MailboxCode.NOT_OPEN)
+            self._refuse(opcode, length, MailboxCode.NOT_OPEN)
         elif opcode not in self._types:
-            self._answer(MailboxCode.UNKNOWN_REQUEST)
+            self._refuse(opcode, length, MailboxCode.UNKNOWN_REQUEST)
         elif length not in self._types[opcode].lengths:
-            self._answer(MailboxCode.BAD_LENGTH)
+            self._refuse(opcode, length, MailboxCode.BAD_LENGTH)
         else:
             self._handle(self._types[opcode], self._load(length))
+
+    def _name_of(self, opcode: int) -> str:
+        return self._types[opcode].name if opcode in self._types else f"opcode {opcode:#x}"
+
+    def _refuse(self, opcode: int, length: int, code: MailboxCode) -> None:
+        """A doorbell that makes no request."""
+        name = self._name_of(opcode)
+        self._say(MailboxMessage(name, "failed", code=code.name, reason=f"{length} bytes"))
+        self._answer(code)
 
     def _handle(self, kind: _Handled, data: bytes) -> None:
         self.registers.STATUS.BUSY = 1
         request = self._request = MailboxRequest(self, kind.name, data)
-        self._say(f"{kind.name} ({len(data)} bytes)")
+        self._say(MailboxMessage(kind.name, "asked", len(data)))
         try:
             response = kind.handler(request)
         except MailboxError as error:

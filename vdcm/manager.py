@@ -30,7 +30,7 @@ from vdcm.definition import (
     type_properties,
     vdev_from_json,
 )
-from vdcm.entry import Entry, Life, Origin, Sink
+from vdcm.entry import Entry, Life, Listener, Origin
 from vdcm.errors import StateError, VdcmError
 from vdcm.parent import Parent, build, set_properties
 from vdcm.properties import PropertyError, properties_of
@@ -59,7 +59,7 @@ class Manager:
         self._sockets: dict[str, Entry] = {}  # by real path
         self._store = store
         self._transport: Transport | None = None
-        self._sink_of: Callable[[str], Sink] | None = None
+        self._listeners: list[Listener] = []  # of all VDEVs
 
     # Define.
 
@@ -183,8 +183,7 @@ class Manager:
             )
         self._entries[definition.uuid] = self._sockets[entry.real_path] = entry
         self._called[definition.uuid] = self._called[definition.name] = entry
-        if self._sink_of is not None:
-            entry.sinks.append(self._sink_of(entry.name))
+        entry.listeners += self._listeners
         return entry
 
     def _forget(self, entry: Entry) -> None:
@@ -306,8 +305,8 @@ class Manager:
         if vdev is None or entry.origin is Origin.SCRIPT:
             return
         entry.vdev = None
-        vdev.observer = None
         _close(vdev)
+        vdev.observe(None)
 
     def close(self) -> None:
         """Stop and close all VDEVs. Twice is harmless."""
@@ -395,27 +394,25 @@ class Manager:
         with _blame(name):
             vdev.reset()
 
-    def listen(self, name: str, sink: Sink) -> Callable[[], None]:
-        """Give ``sink`` a line for each access, interrupt, reset and DMA map; returns what ends it.
-
-        Many may listen to one VDEV, also before it is started.
+    def listen(self, listener: Listener, names: Sequence[str] | None = None) -> Callable[[], None]:
+        """Give ``listener`` the events of some VDEVs, or of all, those to come too; returns what
+        ends it. Many may listen to one VDEV, also before it is started.
         """
-        entry = self.entry(name)
+        entries = [*self._entries.values()] if names is None else [*map(self.entry, names)]
+        if names is None:
+            self._listeners.append(listener)
+        for entry in dict.fromkeys(entry.definition.uuid for entry in entries):
+            self._entries[entry].listeners.append(listener)
+            self._entries[entry].observe()
 
         def end() -> None:
-            if sink in entry.sinks:
-                entry.sinks.remove(sink)
-            entry.observe()
+            for listeners in (self._listeners, *(one.listeners for one in self._entries.values())):
+                if listener in listeners:
+                    listeners.remove(listener)
+            for entry in self._entries.values():
+                entry.observe()
 
-        entry.sinks.append(sink)
-        entry.observe()
         return end
-
-    def listen_to_all(self, sink_of: Callable[[str], Sink]) -> None:
-        """Give each VDEV, by its name, a sink for good: those there are and those to come."""
-        self._sink_of = sink_of
-        for entry in self._entries.values():
-            self.listen(entry.name, sink_of(entry.name))
 
     # Parents.
 

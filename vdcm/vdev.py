@@ -16,7 +16,7 @@ BAR that the capability names, masks and pending bits, function-level reset, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, ClassVar, Final
 
@@ -25,6 +25,18 @@ from vdcm.adi import Adi, AdiState
 from vdcm.bars import Bar
 from vdcm.counters import ADI, CLIENT, Count, Counts, nothing, summarized, together
 from vdcm.errors import DeclarationError, DmaError, ResourceError, StateError
+from vdcm.events import (
+    AdiChange,
+    ClientChange,
+    ConfigRefused,
+    DmaAccess,
+    DmaMapping,
+    Event,
+    Note,
+    Observer,
+    Reset,
+    Vectors,
+)
 from vdcm.host import HostDriver
 from vdcm.interrupts import Interrupts
 from vdcm.pasid import PASIDS, GuestPasids
@@ -42,7 +54,6 @@ from vdcm.pci import (
 )
 from vdcm.properties import Configurable, properties_of
 from vdcm.protocol import Irq, Region
-from vdcm.registers import AccessRecord
 from vdcm.sweep import Report
 from vdcm.transport import IrqAction, RegionDescription, Session
 
@@ -89,7 +100,10 @@ class Vdev(Configurable):
         self._counts = dict.fromkeys(_OWN, 0)
         self.released: Counts = nothing(ADI)
         """What the ADIs that it no longer has have counted."""
-        self._observer: Callable[[str], None] | None = None
+        self.observer: Observer | None = None
+        """Given events while somebody observes (``observe``)."""
+        self.observed = False
+        """Somebody observes register accesses."""
         msi = next((c for c in capabilities if isinstance(c, Msi)), None)
         msix = next((c for c in capabilities if isinstance(c, MsiX)), None)
         self.interrupts: Final = Interrupts(
@@ -138,7 +152,7 @@ class Vdev(Configurable):
         ):
             if bar not in self.bars:
                 raise DeclarationError(f"MSI-X is to be in BAR{bar}, which there is not")
-            self.bars[bar].place(offset, part)
+            self.bars[bar].place(offset, part, f"{type(part).__name__}.")
 
     # What a model calls.
 
@@ -165,6 +179,8 @@ class Vdev(Configurable):
             raise
         adi.on_report = self.on_adi_report
         adi.slot = min(set(range(len(self.adis) + 1)) - {one.slot for one in self.adis})
+        adi.on_change = self._adi_changed
+        self._adi_changed(adi, "allocated")
         self.adis.append(adi)
         return adi
 
@@ -224,10 +240,13 @@ class Vdev(Configurable):
         try:
             self._check_bus_master()
             data = dma.read(self.pasid, iova, length)
-        except DmaError:
+        except DmaError as error:
             self._counts["dma_refused"] += 1
+            self._say(DmaAccess(False, iova, length, reason=str(error)))
             raise
         self._counts["dma_read_bytes"] += length
+        if self.observer is not None:
+            self.observer(DmaAccess(False, iova, length, data[: DmaAccess.SHOWN].hex()))
         return data
 
     def dma_write(self, iova: int, data: bytes | bytearray | memoryview) -> None:
@@ -238,10 +257,14 @@ class Vdev(Configurable):
         try:
             self._check_bus_master()
             dma.write(self.pasid, iova, data)
-        except DmaError:
+        except DmaError as error:
             self._counts["dma_refused"] += 1
+            self._say(DmaAccess(True, iova, len(data), reason=str(error)))
             raise
         self._counts["dma_written_bytes"] += memoryview(data).nbytes
+        if self.observer is not None:
+            shown = bytes(data[: DmaAccess.SHOWN]).hex()
+            self.observer(DmaAccess(True, iova, len(data), shown))
 
     @property
     def bus_master(self) -> bool:
@@ -282,6 +305,8 @@ class Vdev(Configurable):
         self.state = VdevState.ATTACHED
         self._counts["clients"] += 1
         self.session = session
+        if self.observer is not None:
+            self.observer(ClientChange(True, session.peer))
         self.address_space.attach(session.memory)
         self.interrupts.attach(session)
 
@@ -289,6 +314,8 @@ class Vdev(Configurable):
         """The client has gone: as if the power had been cycled."""
         if self.session is not None:
             self._counted = together(self._counted, self.session.counters())
+            if self.observer is not None:
+                self.observer(ClientChange(False, self.session.peer))
         self.session = None
         self.interrupts.detach()
         try:
@@ -304,7 +331,7 @@ class Vdev(Configurable):
             raise StateError(f"{self.name} is {self.state.value}: it cannot be reset now")
         before, self.state = self.state, VdevState.RESETTING
         try:
-            self._say("reset")
+            self._say(Reset())
             self.resets += 1
             # First the ADIs, so that nothing of theirs comes after the reset (2.7).
             for adi in tuple(self.adis):
@@ -320,43 +347,37 @@ class Vdev(Configurable):
             self.state = before
 
     def dma_changed(self, iova: int, size: int, *, mapped: bool, shared: bool) -> None:
-        what = "map" if mapped else "unmap"
-        self._say(f"dma {what} {iova:#x}+{size:#x}{'' if shared or not mapped else ' not shared'}")
+        if self.observer is not None:
+            self.observer(DmaMapping(iova, size, mapped, shared))
 
     def irqs_changed(self, kind: Irq, action: IrqAction, start: int, count: int) -> None:
-        if count:
-            self._say(f"{kind.name} {start}..{start + count - 1} {action.name.lower()}")
+        if count and self.observer is not None:
+            self.observer(Vectors(kind.name, start, start + count - 1, action.name.lower()))
         self.interrupts.irqs_changed(kind, action, start, count)
 
     # What the manager and a person want to know.
 
-    @property
-    def observer(self) -> Callable[[str], None] | None:
-        """Gets a line for each access, interrupt, reset and DMA map; None costs nothing."""
-        return self._observer
-
-    @observer.setter
-    def observer(self, observer: Callable[[str], None] | None) -> None:
-        def record(access: AccessRecord) -> None:
-            if observer is not None:
-                observer(str(access))
-
-        self._observer = observer
+    def observe(self, observer: Observer | None, *, accesses: bool = True) -> None:
+        """Give ``observer`` the events of this VDEV, and unless ``accesses`` is false its register
+        accesses, too: those that a device's C would take are then Python's. None costs nothing."""
+        self.observer = self.interrupts.observer = observer
+        self.observed = observer is not None and accesses
         if self.session is not None:
             self.session.observe(self.observed)
-        access_observer = record if observer is not None else None
-        self.config.space.observer = access_observer
-        for bar in self.bars.values():
-            bar.space.observer = access_observer
-        self.interrupts.observer = observer
+        for space in (self.config.space, *(bar.space for bar in self.bars.values())):
+            space.observer = observer if self.observed else None
 
-    @property
-    def observed(self) -> bool:
-        return self._observer is not None
+    def note(self, text: str) -> None:
+        """Tell whoever observes. A model that has work to do for the text asks ``observer`` before
+        whether there is somebody."""
+        self._say(Note(text))
 
-    def _say(self, text: str) -> None:
-        if self._observer is not None:
-            self._observer(text)
+    def _say(self, event: Event) -> None:
+        if self.observer is not None:
+            self.observer(event)
+
+    def _adi_changed(self, adi: Adi, change: str) -> None:
+        self._say(AdiChange(adi.name, change))
 
     def counters(self) -> dict[str, Count]:
         """``counters.VDEV``: the intercepted path, and what Python does."""
@@ -457,7 +478,7 @@ class _Events(ConfigEvents):
         )
 
     def on_refused(self, reason: str) -> None:
-        self._vdev._say(f"config refused: {reason}")
+        self._vdev._say(ConfigRefused(reason))
 
     def on_function_level_reset(self) -> None:
         self._vdev.reset()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -40,7 +41,7 @@ def driven(server: Server, since: int, levels: int) -> bool:
     the log on says so, by the last value written to each register."""
     last = {"OUT_LOW": 0, "OUT_HIGH": 0}
     for line in server.trace("gpio0", since):
-        words = line.split()
-        if words[0] == "write" and words[2] in last:
-            last[words[2]] = int(words[-1], 16)
+        written = re.search(r" (OUT_LOW|OUT_HIGH) .*\(write (0x[0-9a-f]+)\)", line)
+        if written:
+            last[written[1]] = int(written[2], 16)
     return last["OUT_LOW"] | last["OUT_HIGH"] << 8 == levels

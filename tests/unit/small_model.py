@@ -49,7 +49,7 @@ class Lamp(Vdev):
         if value == 0xEE:
             raise RuntimeError("the bulb has blown")
         if self.observer is not None:
-            self.observer(f"level {value:#x}")
+            self.note(f"level {value:#x}")
 
 
 class BrokenLamp(Vdev):

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -378,9 +378,11 @@ def test_trace_ends_when_the_server_does(run: Run, server: Manager) -> None:
     assert "the server has gone" in done.err
 
 
-def test_trace_prints_lines_and_what_was_dropped(
+def test_trace_prints_lines_or_json(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    asked: list[dict[str, Any]] = []
+
     class Client:
         def __init__(self, path: Path) -> None:
             assert path == tmp_path / "c.sock"
@@ -391,18 +393,53 @@ def test_trace_prints_lines_and_what_was_dropped(
         def __exit__(self, *_: object) -> None:
             pass
 
-        def trace(self, name: str) -> Iterator[dict[str, Any]]:
-            yield {"name": name, "time": 0.25, "line": "write LEVEL 0x5", "dropped": 0}
-            yield {"name": name, "time": 1.5, "line": "reset", "dropped": 7}
+        def trace(self, **wanted: Any) -> Iterator[dict[str, Any]]:
+            asked.append(wanted)
+            yield {"name": "lamp0", "time": 0.25, "kind": "reset", "text": "reset"}
+            yield {"name": "lamp1", "time": 1.500001, "kind": "hint", "text": "it hangs"}
             raise KeyboardInterrupt
 
     monkeypatch.setattr(common, "ControlClient", Client)
-    done = run("trace", "lamp0", "--control", tmp_path / "c.sock")
-    first, dropped, second = done.out.splitlines()
+    control = ["--control", tmp_path / "c.sock"]
+    done = run("trace", "lamp0", *control)
+    first, second = done.out.splitlines()
     assert done.code == 0
-    assert first.endswith(":00.250 write LEVEL 0x5")
-    assert dropped == "... 7 lines dropped: this terminal is too slow"
-    assert second.endswith(":01.500 reset")
+    assert first.endswith(":00.250000 reset"), "of one VDEV no name is needed"
+    assert second.endswith(":01.500001 hint: it hangs")
+    lines = run("trace", *control).out.splitlines()
+    assert [line.split(" ", 1)[1] for line in lines] == ["lamp0 reset", "lamp1 hint: it hangs"]
+    lines = run("trace", "--json", *control, "-k", "reset", "-r", "A*", "--sample", "0.5").out
+    assert [json.loads(line)["kind"] for line in lines.splitlines()] == ["reset", "hint"]
+    assert asked == [
+        {"names": ["lamp0"], "kinds": None, "registers": None, "sample": 1000},
+        {"names": None, "kinds": None, "registers": None, "sample": 1000},
+        {"names": None, "kinds": ["reset"], "registers": ["A*"], "sample": 500},
+    ]
+
+
+def test_a_traced_file_keeps_what_is_latest(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(common, "ControlClient", lambda _path: Endless())
+
+    class Endless(AbstractContextManager["Endless"]):
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def trace(self, **_: Any) -> Iterator[dict[str, Any]]:
+            for n in range(1000):
+                yield {"name": "lamp0", "time": n, "kind": "device", "text": f"n{n}"}
+            yield {"name": "lamp0", "time": 0, "kind": "device", "text": "x" * 9000}
+            raise KeyboardInterrupt
+
+    path = tmp_path / "t"
+    done = run("trace", "-o", path, "--size", "8k", "--control", tmp_path / "c.sock")
+    assert (done.code, done.out) == (0, "")
+    older, newer = (tmp_path / "t.1").read_text(), path.read_text()
+    assert max(len(older), len(newer)) <= 4096 and len(older) > 4000
+    numbers = [int(line.rsplit("n", 1)[1]) for line in (older + newer).splitlines()]
+    assert numbers == list(range(numbers[0], 1000)), "one that is too long is left out"
+    assert run("trace", "-o", path, "--size", "9", "--control", "x").code == 2
 
 
 # Without a server

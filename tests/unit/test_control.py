@@ -25,6 +25,7 @@ from vdcm.definition import load
 from vdcm.errors import ControlError, ResourceError, TransportError
 from vdcm.manager import Manager
 from vdcm.store import Store
+from vdcm.trace import QUEUE_LIMIT
 
 DEADLINE = 10.0
 
@@ -206,7 +207,7 @@ def test_shutdown(client: ControlClient, server: Server) -> None:
 
 
 def test_trace(client: ControlClient, server: Server) -> None:
-    trace = client.trace("lamp0")
+    trace = client.trace(names=["lamp0"])
     with ControlClient(server.path) as other:
         lines: list[dict[str, Any]] = []
 
@@ -222,45 +223,51 @@ def test_trace(client: ControlClient, server: Server) -> None:
         other.call("set", name="lamp0", values={"level": 1})
         other.call("set", name="lamp0", values={"level": 2})
         collector.join(DEADLINE)
-    assert [(one["name"], one["line"], one["dropped"]) for one in lines] == [
-        ("lamp0", "level 0x1", 0),
-        ("lamp0", "level 0x2", 0),
+    assert [(one["name"], one["kind"], one["text"], one["note"]) for one in lines] == [
+        ("lamp0", "device", "level 0x1", "level 0x1"),
+        ("lamp0", "device", "level 0x2", "level 0x2"),
     ]
     assert lines[0]["time"] <= lines[1]["time"]
 
 
 def test_a_trace_ends_with_its_client(server: Server) -> None:
     with Raw(server.path) as one, Raw(server.path) as other:
-        assert one.ask(request("trace", name="lamp0"))["result"] is True
-        assert other.ask(request("trace", name="lamp0"))["result"] is True
+        assert one.ask(request("trace", names=["lamp0"]))["result"] is True
+        assert other.ask(request("trace", names=["lamp0"]))["result"] is True
         assert observer(server) is not None
     with ControlClient(server.path) as client:
         while observer(server) is not None:
             client.call("list")
 
 
+def test_one_trace_for_a_connection(server: Server) -> None:
+    with Raw(server.path) as raw:
+        assert raw.ask(request("trace", names=["lamp0"]))["result"] is True
+        refused = raw.ask(request("trace", names=["lamp1"]))["error"]
+        assert "has a trace already" in refused["message"]
+        assert raw.ask(request("list"))["result"]
+
+
 def test_a_trace_that_is_not_read_loses_lines_and_says_how_many(server: Server) -> None:
-    count = module.QUEUE_LIMIT + 500
+    count = QUEUE_LIMIT + 500
 
     def flood() -> None:  # in one turn of the loop, so that nothing can leave meanwhile
         for n in range(count):
             server.manager.set("lamp0", {"level": n & 0x7F})
 
     with Raw(server.path) as raw:
-        assert raw.ask(request("trace", name="lamp0"))["result"] is True
+        assert raw.ask(request("trace", names=["lamp0"]))["result"] is True
         server.do(flood)
-        notes = [raw.reply() for _ in range(module.QUEUE_LIMIT)]
-        assert all(note is not None and note["params"]["dropped"] == 0 for note in notes)
-        server.do(server.manager.set, "lamp0", {"level": 1})
-        last = raw.reply()
-    assert last is not None
-    assert last["params"]["dropped"] == 500
-    assert last["params"]["line"] == "level 0x1"
+        notes = [raw.reply() for _ in range(QUEUE_LIMIT)]
+        assert all(note is not None and note["params"]["kind"] == "device" for note in notes)
+        dropped = raw.reply()
+    assert dropped is not None
+    assert (dropped["params"]["kind"], dropped["params"]["count"]) == ("dropped", 500)
 
 
 def test_a_stuck_trace_does_not_keep_the_server(server: Server) -> None:
     with Raw(server.path) as raw:
-        assert raw.ask(request("trace", name="lamp0"))["result"] is True
+        assert raw.ask(request("trace", names=["lamp0"]))["result"] is True
         for _ in range(40):  # more than the socket and the transport take
             server.do(lambda: [server.manager.set("lamp0", {"level": 1}) for _ in range(500)])
         with ControlClient(server.path) as client:
@@ -272,7 +279,7 @@ def test_stopping_with_clients_connected_logs_nothing(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Raw(server.path) as tracing, Raw(server.path) as idle:
-        assert tracing.ask(request("trace", name="lamp0"))["result"] is True
+        assert tracing.ask(request("trace", names=["lamp0"]))["result"] is True
         assert idle.ask(request("list"))["result"]
         server.close()
     assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
@@ -343,7 +350,10 @@ def test_requests_that_are_none(server: Server, line: bytes, code: int) -> None:
         ),
         (request("stop"), methods.INVALID_PARAMS, "the parameters of stop, by name, are: name"),
         (request("show", name="\ud800"), methods.REFUSED, "there is no VDEV"),
-        (request("trace", name="x"), methods.REFUSED, "there is no VDEV x (known: lamp0, lamp1)"),
+        (request("trace", names=["x"]), methods.REFUSED, "there is no VDEV x (known: lamp0, "),
+        (request("trace", names=[1]), methods.INVALID_PARAMS, "trace: names is a list of texts"),
+        (request("trace", kinds=["x"]), methods.REFUSED, "there is no kind of event x: access, "),
+        (request("trace", sample=0), methods.REFUSED, "every 0.05 s at most"),
         (
             request("set", name="lamp0", values={"level": 999}),
             methods.INVALID_PARAMS,

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from vdcm import events
 from vdcm.control import methods, server
 from vdcm.definition import vdev_from_json
 from vdcm.definition.checked import ParentDefinition
 from vdcm.entry import Life, Origin
 from vdcm.manager import Manager
+from vdcm.registers import AccessRecord, Place
+from vdcm.trace import LEAST_SHARE, QUEUE_LIMIT
 from vdcm.vdev import VdevState
 from vdcm_devices.idio16 import Idio16Card
 
@@ -34,7 +38,7 @@ def names(cell: str) -> list[str]:
 
 
 def test_every_method_with_its_parameters() -> None:
-    table = methods.Methods(Manager(), lambda _: True).table
+    table = methods.Methods(Manager(), lambda *_: True).table
     said = {names(method)[0]: names(parameters) for method, parameters, _ in rows("| method")}
     assert said == {
         name: [*method.needed, *(f"[{key}]" for key in method.optional)]
@@ -64,15 +68,27 @@ def test_the_limits() -> None:
     for words in (
         f"at most {server.CLIENT_LIMIT} clients",
         f"within {server.PATIENCE:g} seconds",
-        f"At most {server.QUEUE_LIMIT} wait",
-        f"at most {server.TRACE_LIMIT}\nVDEVs",
+        f"At most {QUEUE_LIMIT} events",
+        f"at least {LEAST_SHARE}",
     ):
         assert words in TEXT
 
 
+def test_every_kind_of_event_and_its_fields() -> None:
+    said = {names(kind)[0]: set(names(told)) for kind, _, told in rows("| `kind`")}
+    record = AccessRecord(Place("access", "BAR0", 0, 4, (), ()), False, 0)
+    declared: dict[str, set[str]] = {}
+    for one in events.Event.__subclasses__():
+        if one is not AccessRecord:
+            declared.setdefault(one.kind, set()).update(field.name for field in fields(one))
+    assert record.details().keys() <= said.pop("access")
+    assert said == declared
+    assert {*said, "access"} == {*events.KINDS, "dropped"}
+
+
 def test_the_definition_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run")
-    (text,) = re.findall(r"^```json\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    text, _trace = re.findall(r"^```json\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
     given = json.loads(text)
     parent = ParentDefinition("idio16", "idio16", Idio16Card)
     assert vdev_from_json(given, {"idio16": parent}).to_json() == given

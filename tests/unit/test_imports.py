@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # lower layers only. Modules of one layer do not know each other, except in LAYERS_WITHIN.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
-    frozenset({"protocol", "properties", "environment", "counters", "_native"}),
+    frozenset({"protocol", "properties", "environment", "counters", "events", "_native"}),
     frozenset({"pci", "registers", "pasid", "transport", "client"}),
     frozenset({"bars", "interrupts", "dma", "function"}),
     frozenset({"ims"}),
@@ -26,7 +26,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"definition"}),
     frozenset({"catalog", "entry"}),
     frozenset({"manager"}),
-    frozenset({"snapshot"}),
+    frozenset({"snapshot", "trace"}),
     frozenset({"control", "serving"}),
     frozenset({"doctor", "qemu_args"}),
     frozenset({"cli"}),

@@ -153,7 +153,7 @@ def test_refusals_are_codes_and_a_line_for_the_observer(
     box: Letterbox, driver: Driver, name: str, code: MailboxCode
 ) -> None:
     lines: list[str] = []
-    box.observer = lines.append
+    box.observe(lambda event: lines.append(str(event)))
     assert driver.ask(name) == (code, b"")
     told = [line for line in lines if line.startswith("mailbox ")]
     assert told[0] == f"mailbox {name} (0 bytes)"

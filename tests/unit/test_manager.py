@@ -17,7 +17,7 @@ from small_model import BOTH, HOUSE, BrokenLamp, Lamp, Street
 
 from vdcm.catalog import describe_types
 from vdcm.definition import implicit_parents, load
-from vdcm.entry import Life
+from vdcm.entry import Life, Listener
 from vdcm.errors import StateError, StoreError, TransportError, VdcmError
 from vdcm.manager import Manager
 from vdcm.pasid import PASIDS
@@ -572,13 +572,19 @@ def test_a_models_mistake_names_the_vdev(manager: Manager) -> None:
 def test_many_may_listen(manager: Manager) -> None:
     first: list[str] = []
     second: list[str] = []
-    end_first = manager.listen("lamp1", first.append)  # before there is anything to hear
+
+    def listener(lines: list[str]) -> Listener:
+        return Listener(lambda _name, event: lines.append(str(event)), accesses=lines is second)
+
+    end_first = manager.listen(listener(first), ["lamp1"])  # before there is anything to hear
 
     async def work() -> None:
         manager.start("lamp1")
         vdev = manager.entry("lamp1").vdev
         assert vdev is not None
-        end_second = manager.listen("lamp1", second.append)
+        assert not vdev.observed, "somebody listens, but not to accesses"
+        end_second = manager.listen(listener(second), ["lamp1", "lamp1"])
+        assert vdev.observed
         manager.set("lamp1", {"level": 1})
         end_first()
         end_first()
@@ -597,7 +603,7 @@ def test_one_listens_to_all_also_to_those_to_come(keeper: Manager, tmp_path: Pat
     heard: list[tuple[str, str]] = []
     lamp = {"type": "lamp", "parent": "s", "socket": str(tmp_path / "a.sock")}
     keeper.define([{**lamp, "name": "a"}])
-    keeper.listen_to_all(lambda name: lambda line: heard.append((name, line)))
+    keeper.listen(Listener(lambda name, event: heard.append((name, str(event)))))
     keeper.define([{**lamp, "name": "b", "socket": str(tmp_path / "b.sock")}])
 
     async def work() -> None:

@@ -425,7 +425,7 @@ def test_a_bad_doorbell_of_an_io_queue() -> None:
 
 def test_what_an_observer_sees(nvme: Machine) -> None:
     lines: list[str] = []
-    nvme.vdev.observer = lines.append
+    nvme.vdev.observe(lambda event: lines.append(str(event)))
     nvme.enable()
     nvme.admin(0x7F)
     nvme.disable()

@@ -437,7 +437,7 @@ def test_a_command_that_is_taken_whole_is_not_torn() -> None:
     for offset, width in ((4, 1), (7, 1), (4, 2), (6, 2), (2, 4), (6, 4), (7, 8)):
         space.write(offset, width, 0x1111_1111_1111_1111)
     assert (taken, registers.COMMAND.value) == ([], 0)
-    assert traced[0] == "write BAR0+0x04 COMMAND (ignored: not the whole register) = 0x11"
+    assert traced[0] == "BAR0+0x04 COMMAND ignored (not the whole register) (write 0x11)"
     space.write(4, 4, 5)
     space.write(0, 8, 7 << 32)
     space.write(4, 8, 9)
@@ -494,18 +494,24 @@ def trace(action: Callable[[RegisterSpace], object]) -> str:
 @pytest.mark.parametrize(
     ("action", "line"),
     [
-        (lambda s: s.read(1, 1), "read BAR0+0x01 IN_LOW = 0x5a"),
-        (lambda s: s.write(0x14, 4, 0x460001), "write BAR0+0x14 CC.EN 0→1 (0x460001)"),
+        (lambda s: s.read(1, 1), "BAR0+0x01 IN_LOW = 0x5a (read)"),
+        (lambda s: s.write(0x14, 4, 0x460001), "BAR0+0x14 CC.EN 0→1 (write 0x460001)"),
         (
             lambda s: s.write(0x14, 4, 0x460103),
-            "write BAR0+0x14 CC.EN 0→1, CC.SPEED SLOW→FAST, CC.GO=1 (0x460103)",
+            "BAR0+0x14 CC.EN 0→1, CC.SPEED SLOW→FAST, CC.GO=1 (write 0x460103)",
         ),
-        (lambda s: s.write(0x14, 4, 0x460000), "write BAR0+0x14 CC = 0x460000"),
-        (lambda s: s.read(0x14, 4), "read BAR0+0x14 CC = 0x460000 (QUEUES=70)"),
-        (lambda s: s.write(0x28, 4, 9), "write BAR0+0x28 WQ[2] = 0x9"),
-        (lambda s: s.read(0x20, 8), "read BAR0+0x20 WQ[0], WQ[1] = 0x0"),
-        (lambda s: s.read(0x80, 2), "read BAR0+0x80 ? = 0x0"),
-        (lambda s: s.write(0x100, 2, 1), "write BAR0+0x100 ? = 0x1"),
+        (lambda s: s.write(0x14, 4, 0x460000), "BAR0+0x14 CC unchanged (write 0x460000)"),
+        (lambda s: s.read(0x14, 4), "BAR0+0x14 CC = 0x460000 (read: QUEUES=70)"),
+        (lambda s: s.read(0x16, 1), "BAR0+0x16 CC = 0x46 (read: QUEUES=70)"),
+        (lambda s: s.read(0x14, 1), "BAR0+0x14 CC = 0x0 (read)"),
+        (lambda s: s.write(0x28, 4, 9), "BAR0+0x28 WQ[2] 0x0→0x9 (write 0x9)"),
+        (
+            lambda s: s.write(0x20, 8, 0x5_0000_0000),
+            "BAR0+0x20 WQ[0] unchanged, WQ[1] 0x0→0x5 (write 0x500000000)",
+        ),
+        (lambda s: s.read(0x20, 8), "BAR0+0x20 WQ[0], WQ[1] = 0x0 (read)"),
+        (lambda s: s.read(0x80, 2), "BAR0+0x80 no register = 0x0 (read)"),
+        (lambda s: s.write(0x100, 2, 1), "BAR0+0x100 no register (write 0x1)"),
     ],
 )
 def test_trace_lines(action: Callable[[RegisterSpace], object], line: str) -> None:
@@ -585,7 +591,7 @@ def test_any_accesses_match_the_bitwise_model(
     records: list[AccessRecord] = []
     if observed:
         space.observer = records.append
-    expected: list[tuple[str, int, int, int]] = []
+    expected: list[tuple[bool, int, int, int]] = []
     for is_write, offset, width, value in accesses:
         value &= (1 << 8 * width) - 1
         if is_write:
@@ -595,7 +601,7 @@ def test_any_accesses_match_the_bitwise_model(
             read = space.read(offset, width)
             value = model.read(offset, width)
             assert read == value
-        expected.append(("write" if is_write else "read", offset, width, value))
+        expected.append((is_write, offset, width, value))
     for name, register in Sample.registers.items():
         for i in range(register.count or 1):
             bound = getattr(registers, name)
@@ -603,8 +609,8 @@ def test_any_accesses_match_the_bitwise_model(
             start = BASE + register.offset + i * register.stride
             assert bound.value == model.stored(start, register.width), bound
     if observed:
-        assert [(r.kind, r.offset, r.width, r.value) for r in records] == expected
-        assert all(str(record) for record in records)
+        assert [(r.write, r.place.offset, r.place.width, r.value) for r in records] == expected
+        assert all(str(record) and json.dumps(record.details()) for record in records)
 
 
 @given(accesses=accesses)
@@ -633,9 +639,8 @@ def test_records_say_what_each_write_made_of_its_registers(
     stored: dict[str, int] = {}
 
     def observe(record: AccessRecord) -> None:
-        for touched in record.touched:
-            if record.kind == "write" and touched.register is not None:
-                stored[touched.name] = touched.after
+        if record.write:
+            stored.update(zip(record.registers, record.after, strict=True))
 
     space.observer = observe
     for is_write, offset, width, value in accesses:

@@ -231,7 +231,7 @@ def test_messages_need_a_bus_master(card: Card, kind: Irq) -> None:
     """They are writes of memory (PCIe 5.0, 7.5.1.1.3). What came up before waits, while it is
     masked; what comes up meanwhile is lost."""
     heard: list[str] = []
-    card.observer = heard.append
+    card.observe(lambda event: heard.append(str(event)))
     session = attach(card)
     card.irqs_changed(kind, IrqAction.BOUND, 0, 2)
     card.interrupts.signal(0)
@@ -267,7 +267,7 @@ def test_function_level_reset_is_a_reset(card: Card) -> None:
 
 def test_the_observer_sees_accesses_interrupts_resets_and_maps(card: Card) -> None:
     lines: list[str] = []
-    card.observer = lines.append
+    card.observe(lambda event: lines.append(str(event)))
     session = attach(card)
     assert card.observed, "a session that begins asks"
     card.read(Region.CONFIG, 0, 2)
@@ -278,8 +278,9 @@ def test_the_observer_sees_accesses_interrupts_resets_and_maps(card: Card) -> No
     card.interrupts.signal(1)
     card.reset()
     assert lines == [
-        "read config+0x00 VENDOR_ID = 0x1234",
-        "write config+0x04 COMMAND.BUS_MASTER 0→1 (0x4)",
+        f"client {session.peer} attached",
+        "config+0x00 VENDOR_ID = 0x1234 (read)",
+        "config+0x04 COMMAND.BUS_MASTER 0→1 (write 0x4)",
         "dma map 0x10000+0x1000 not shared",
         "dma unmap 0x10000+0x1000",
         "MSIX 0..1 bound",
@@ -287,10 +288,10 @@ def test_the_observer_sees_accesses_interrupts_resets_and_maps(card: Card) -> No
         "reset",
     ]
     session.observe(True)
-    card.observer = None
+    card.observe(None)
     assert not session.observed
     card.read(Region.CONFIG, 0, 2)
-    assert len(lines) == 7
+    assert len(lines) == 8
 
 
 def test_it_describes_itself(card: Card) -> None:
@@ -354,7 +355,7 @@ def test_what_config_space_refuses_is_seen_by_the_observer() -> None:
 
     capability = ScalableIov()
     vdev, lines = Plain("plain", capabilities=[capability]), []
-    vdev.observer = lines.append
+    vdev.observe(lambda event: lines.append(str(event)))
     vdev.write(Region.CONFIG, capability.offset + 0x10, 4, 6)
     assert lines[-1].startswith("config refused: System Page Size 0x6: exactly one bit")
     vdev.close()

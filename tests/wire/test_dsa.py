@@ -73,13 +73,17 @@ def test_intercepted_portals_need_python_only_while_somebody_watches(lab: Lab) -
     dsa = lab.client(vdev)
     dsa.start()
     lines: list[str] = []
-    for observer in (None, lines.append, None):
-        lab.host.run(setattr, vdev, "observer", observer)
+
+    def hear(event: object) -> None:
+        lines.append(str(event))
+
+    for observer in (None, hear, None):
+        lab.host.run(vdev.observe, observer)
         assert dsa.run(0, NOOP).status == 1
         # The halves of one slot, seen and unseen.
         data, record = dsa.prepare(NOOP)
         dsa.client.write_bytes(2, 0x1000, data[:32])
-        lab.host.run(setattr, vdev, "observer", lines.append if observer is None else None)
+        lab.host.run(vdev.observe, hear if observer is None else None)
         dsa.client.write_bytes(2, 0x1020, data[32:])
         assert dsa.wait(record).status == 1
     accepted = [line for line in lines if "accepted" in line]

@@ -95,7 +95,7 @@ def test_stores_of_one_message_are_told_of_a_retry_by_their_count(lab: Lab, obse
     pair = Pair(lab)
     pair.suspend()
     if observed:
-        lab.host.run(setattr, pair.vdevs[0], "observer", lambda _line: None)
+        lab.host.run(pair.vdevs[0].observe, lambda _event: None)
     dsa = pair.clients[0]
     data, record = dsa.prepare(NOOP, pasid=10)
     words = [int.from_bytes(data[at : at + 8], "little") for at in range(0, 64, 8)]

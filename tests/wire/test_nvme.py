@@ -215,9 +215,9 @@ def test_io_doorbells_need_python_only_while_somebody_watches(lab: Lab) -> None:
     nvme.expect(GET, cdw10=8)
     assert set(python) == {0, 1}, "the admin queue's are Python's"
     lines: list[str] = []
-    lab.host.run(setattr, vdev, "observer", lines.append)
+    lab.host.run(vdev.observe, lambda event: lines.append(str(event)))
     assert nvme.read(nvme.queue, 5, 1) == b"z" * 512
-    lab.host.run(setattr, vdev, "observer", None)
+    lab.host.run(vdev.observe, None)
     assert {2, 3} <= set(python)
     assert sum("doorbell of submission queue 1" in line for line in lines) == 1
     python.clear()

@@ -145,7 +145,7 @@ def test_vdev_that_is_withdrawn_in_the_middle_of_a_long_access(host: Host, acces
             lines.clear()
 
     vdev = host.serve(Leaving, "leaving").vdev
-    host.run(setattr, vdev, "observer", lines.append)
+    host.run(vdev.observe, lambda event: lines.append(str(event)))
     with host.connect("leaving") as client, pytest.raises(ProtocolError) as caught:
         getattr(client, access)(Region.BAR0, ACTION, 16 if access == "read_bytes" else bytes(16))
     assert caught.value.errno == errno.ENODEV
@@ -270,10 +270,10 @@ def test_stores_go_to_c_first_and_to_python_when_it_passes_them_on(host: Host) -
         assert client.read(0, 8, 8) == 0
         assert client.write_multi([(0, 8, 8, 6), (0, 32, 4, 7), (0, 24, 4, 8), (0, 8, 8, 9)]) == 2
         assert offered[5:] == [(8, 8, 6), (32, 4, 7), (24, 4, 8)]
-        host.run(setattr, vdev, "observer", lambda _line: None)
+        host.run(vdev.observe, lambda _event: None)
         client.write(0, 24, 4, 10)
         assert vdev.written[-1] == (24, 4, 10)
-        host.run(setattr, vdev, "observer", None)
+        host.run(vdev.observe, None)
         client.write(0, 8, 4, 11)
         assert len(offered) == 9
     host.run(host.transport.withdraw, "split")

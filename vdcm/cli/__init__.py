@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from vdcm.cli import asking, attaching, lifecycle, serving
+from vdcm.cli import asking, attaching, lifecycle, serving, tracing
 from vdcm.errors import DefinitionError, VdcmError
 
 app = typer.Typer(
@@ -71,7 +71,7 @@ for verb, function, example in (
     ("show", asking.show, "show gpio0"),
     ("set", asking.set_properties, "set gpio0 inputs=0x00ff"),
     ("reset", lifecycle.reset, "reset gpio0"),
-    ("trace", asking.trace, "trace gpio0"),
+    ("trace", tracing.trace, "trace gpio0 --kind access --register 'OUT_*'"),
     ("qemu-args", attaching.qemu_args, "qemu-args gpio.yaml --memory 512M"),
     ("doctor", attaching.doctor, "doctor"),
     ("shutdown", lifecycle.shutdown, "shutdown"),

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -96,22 +93,6 @@ def set_properties(
     properties = pairs(values)
     with connect(control) as client:
         client.call("set", name=name, values=properties)
-
-
-def trace(name: Name = None, uuid: Uuid = None, control: Control = None) -> None:
-    """Print what a VDEV sees, as it happens.
-
-    Accesses by register name, interrupts, resets and DMA maps. Ends with Ctrl-C. A VDEV that
-    nobody traces pays nothing for this.
-    """
-    vdev = which(name, uuid)
-    with connect(control) as client, suppress(KeyboardInterrupt):
-        for one in client.trace(vdev):
-            if one["dropped"]:
-                typer.echo(f"... {one['dropped']} lines dropped: this terminal is too slow")
-            at = time.strftime("%H:%M:%S", time.localtime(one["time"]))
-            typer.echo(f"{at}.{int(one['time'] % 1 * 1000):03d} {one['line']}")
-            sys.stdout.flush()
 
 
 def types(

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -15,6 +14,8 @@ import typer
 from vdcm.cli.common import table
 from vdcm.control import ControlServer
 from vdcm.definition import Definition, control_path, implicit_parents, load, state_folder
+from vdcm.entry import Listener
+from vdcm.events import Event
 from vdcm.manager import Manager
 from vdcm.parent import models
 from vdcm.serving import (
@@ -103,7 +104,7 @@ async def _serve(definition: Definition, store: Store, control: Path, trace: boo
             manager.recall()
             if trace:
                 logging.getLogger("vdcm.trace").setLevel(logging.INFO)  # whatever --log-level is
-                manager.listen_to_all(_log_sink)
+                manager.listen(Listener(_log))
             return await serve_until_stopped(manager, ready)
     finally:
         manager.close()
@@ -111,6 +112,5 @@ async def _serve(definition: Definition, store: Store, control: Path, trace: boo
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
 
 
-def _log_sink(name: str) -> Callable[[str], None]:
-    log = logging.getLogger(f"vdcm.trace.{name}")
-    return lambda line: log.info("%s", line)
+def _log(name: str, event: Event) -> None:
+    logging.getLogger(f"vdcm.trace.{name}").info("%s", event)

@@ -80,12 +80,12 @@ class ControlClient:
             if reply.get("id") == self._next_id:
                 return reply.get("result")
 
-    def trace(self, name: str) -> Iterator[dict[str, Any]]:
-        """The trace of a VDEV, without end: ``name``, ``time``, ``line``, ``dropped`` of each line.
+    def trace(self, **wanted: Any) -> Iterator[dict[str, Any]]:
+        """The events that ``wanted``, the parameters of ``trace``, says, without end.
 
         ControlError when the server goes.
         """
-        self.call("trace", name=name)
+        self.call("trace", **wanted)
         self._socket.settimeout(None)
         while True:
             message = self._notifications.popleft() if self._notifications else self._receive()

@@ -11,6 +11,7 @@ from vdcm import snapshot
 from vdcm.errors import ResourceError, StateError, VdcmError
 from vdcm.manager import Manager
 from vdcm.properties import PropertyError
+from vdcm.trace import SAMPLE, Filter
 
 log = logging.getLogger("vdcm.control")
 
@@ -85,8 +86,9 @@ _JSON: Final[dict[type, str]] = {
 class Methods:
     """What a ``Manager`` can be asked for. ``trace`` is the connection's own."""
 
-    def __init__(self, manager: Manager, trace: Callable[[str], bool]) -> None:
+    def __init__(self, manager: Manager, trace: Callable[..., bool]) -> None:
         self._manager = manager
+        self._begin_trace = trace
         name = {"name": str}
         self.table: Final[dict[str, Method]] = {
             "parents": Method(manager.describe_parents),
@@ -103,7 +105,9 @@ class Methods:
             "show": Method(manager.show, name),
             "counters": Method(self._counters, optional={"skip": int}),
             "set": Method(manager.set, {"name": str, "values": dict}),
-            "trace": Method(trace, name),
+            "trace": Method(
+                self._trace, {}, {"names": list, "kinds": list, "registers": list, "sample": int}
+            ),
             "shutdown": Method(self._shutdown),
         }
 
@@ -154,6 +158,14 @@ class Methods:
         if skip < 0:
             raise Refusal(INVALID_PARAMS, "counters: skip is 0 or more")
         return snapshot.page(self._manager, skip)
+
+    def _trace(self, **wanted: Any) -> bool:
+        for key in ("names", "kinds", "registers"):
+            if not all(isinstance(one, str) for one in wanted.get(key, [])):
+                raise Refusal(INVALID_PARAMS, f"trace: {key} is a list of texts")
+        chosen = Filter(frozenset(wanted.get("kinds", ())), tuple(wanted.get("registers", ())))
+        sample = wanted.get("sample", round(SAMPLE * 1000)) / 1000
+        return self._begin_trace(chosen, wanted.get("names"), sample)
 
     def _shutdown(self) -> bool:
         self._manager.stopping.set()

@@ -10,10 +10,8 @@ import asyncio
 import json
 import logging
 import os
-import time
-from collections import deque
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -28,6 +26,7 @@ from vdcm.control.peer import peer_uid
 from vdcm.definition import make_runtime_folder, runtime_folder
 from vdcm.errors import TransportError
 from vdcm.manager import Manager
+from vdcm.trace import Filter, Trace, Traced
 from vdcm.transport import claim_socket
 
 log = logging.getLogger("vdcm.control")
@@ -35,10 +34,8 @@ log = logging.getLogger("vdcm.control")
 LINE_LIMIT: Final = 1024 * 1024
 """Bytes of the longest request: one that defines some thousand VDEVs."""
 CLIENT_LIMIT: Final = 64
-QUEUE_LIMIT: Final = 1000
-"""Trace lines that wait for one client; beyond, new ones are dropped and counted."""
-TRACE_LIMIT: Final = 64
-"""VDEVs that one client may trace."""
+TRACE_BATCH: Final = 64
+"""Events of one VDEV that are sent before others have their turn."""
 PATIENCE: Final = 5.0
 """Seconds that a client has to read an answer."""
 
@@ -106,14 +103,11 @@ class _Client:
         self, manager: Manager, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         self._manager = manager
-        self._methods = Methods(manager, self._trace)
+        self._methods = Methods(manager, self._begin_trace)
         self._reader = reader
         self._writer = writer
-        self._traces = ExitStack()
-        self._traced: set[str] = set()
-        self._queue: deque[dict[str, Any]] = deque()
-        self._dropped = 0
-        self._queued = asyncio.Event()
+        self._trace: Trace | None = None
+        self._traced = asyncio.Event()
         self._pump: asyncio.Task[None] | None = None
         self._task: asyncio.Task[Any] | None = None
         self._closing = False
@@ -136,7 +130,8 @@ class _Client:
             if not self._closing:  # else the task just ends: asyncio (3.11) logs one that does not
                 raise
         finally:
-            self._traces.close()
+            if self._trace is not None:
+                self._trace.close()
             if self._pump is not None:
                 self._pump.cancel()
             self._writer.close()
@@ -191,39 +186,39 @@ class _Client:
             return None if silent else _error(identifier, refusal)
         return None if silent else {"jsonrpc": "2.0", "id": identifier, "result": result}
 
-    def _trace(self, name: str) -> bool:
-        self._manager.entry(name)
-        if name not in self._traced:
-            if len(self._traced) >= TRACE_LIMIT:
-                raise Refusal(REFUSED, f"a client traces {TRACE_LIMIT} VDEVs at most")
-            self._traces.callback(
-                self._manager.listen(name, lambda line: self._enqueue(name, line))
-            )
-            self._traced.add(name)
-        if self._pump is None:
-            self._pump = asyncio.get_running_loop().create_task(self._send_trace())
+    def _begin_trace(self, wanted: Filter, names: Sequence[str] | None, sample: float) -> bool:
+        if self._trace is not None:
+            raise Refusal(REFUSED, "this connection has a trace already", "open another one")
+        self._trace = Trace(self._manager, wanted, names, self._traced.set, sample=sample)
+        self._pump = asyncio.get_running_loop().create_task(self._send_trace(self._trace))
         return True
 
-    def _enqueue(self, name: str, line: str) -> None:
-        if len(self._queue) >= QUEUE_LIMIT:
-            self._dropped += 1
-            return
-        self._queue.append(
-            {"name": name, "time": time.time(), "line": line, "dropped": self._dropped}
-        )
-        self._dropped = 0
-        self._queued.set()
-
-    async def _send_trace(self) -> None:
-        """A client that reads slowly loses lines; it keeps nobody waiting, so it may stay."""
+    async def _send_trace(self, trace: Trace) -> None:
+        """A client that reads slowly loses events; it keeps nobody waiting, so it may stay."""
         with suppress(ConnectionError):
             while True:
-                await self._queued.wait()
-                self._queued.clear()
-                while self._queue:
-                    params = self._queue.popleft()
-                    self._write({"jsonrpc": "2.0", "method": "trace", "params": params})
+                await self._traced.wait()
+                self._traced.clear()
+                while found := trace.take(TRACE_BATCH):
+                    if not self._writer.is_closing():
+                        self._writer.write(b"".join(map(_notification, found)))
                     await self._writer.drain()
+                    await asyncio.sleep(0)  # guests have their turn
+
+
+_encode: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
+
+def _notification(traced: Traced) -> bytes:
+    event = traced.event
+    params = {
+        "time": round(traced.time, 6),
+        "name": traced.name,
+        "kind": event.kind,
+        "text": str(event),
+        **event.details(),
+    }
+    return _encode({"jsonrpc": "2.0", "method": "trace", "params": params}).encode() + b"\n"
 
 
 def _error(identifier: Any, refusal: Refusal) -> dict[str, Any]:

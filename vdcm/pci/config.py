@@ -79,7 +79,7 @@ class ConfigSpace:
         self.owner: Final = owner if owner is not None else ConfigEvents()
         self.bars: Final[Mapping[int, BarLayout]] = {bar.index: bar for bar in bars}
         self.header: Final = Header(identity, bars, interrupt_pin=int(intx))
-        self.space: Final = RegisterSpace("config", self.SIZE)
+        self.space: Final = RegisterSpace("config", self.SIZE, kind="config")
         _refuse_duplicates(capabilities)
         standard, extended = (
             place_chain([c for c in capabilities if isinstance(c, kind)], kind.begin, kind.end)
@@ -104,9 +104,10 @@ class ConfigSpace:
         self.space.place(0, self.header)
         for capability in self.capabilities:
             capability.check_bars(self.bars)
-            self.space.place(capability.offset, capability)
+            name = f"{type(capability).__name__}."
+            self.space.place(capability.offset, capability, name)
             if capability.payload is not None:
-                self.space.place(capability.offset + capability.size, capability.payload)
+                self.space.place(capability.offset + capability.size, capability.payload, name)
         for part in self._parts:
             part.attach(self)
 

@@ -28,16 +28,18 @@ bits, numbering is little-endian (bit 0 of the register is bit 0 of its lowest b
 
 from vdcm.registers.declaration import Access, Field, Register
 from vdcm.registers.map import BoundRegister, RegisterError, RegisterMap
-from vdcm.registers.space import AccessRecord, RegisterSpace, Touched
+from vdcm.registers.record import AccessRecord, Part, Place
+from vdcm.registers.space import RegisterSpace
 
 __all__ = [
     "Access",
     "AccessRecord",
     "BoundRegister",
     "Field",
+    "Part",
+    "Place",
     "Register",
     "RegisterError",
     "RegisterMap",
     "RegisterSpace",
-    "Touched",
 ]

@@ -1,63 +1,18 @@
-"""Addresses: where maps are placed, how an access is split over registers, and its trace."""
+"""Addresses: where maps are placed, and how an access is split over registers."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
 from vdcm.errors import DeclarationError
-from vdcm.registers.declaration import Access, Register
 from vdcm.registers.map import Element, RegisterError, RegisterMap, same_keys
+from vdcm.registers.record import AccessRecord, Part, Place, shifted
 
-
-@dataclass(frozen=True, slots=True)
-class Touched:
-    """A register that an access touched. ``register`` is None, and ``name`` "?", if none was there.
-
-    ``before`` and ``after`` are whole values: of a read both are what was read; of a write
-    ``after`` is the value by the access rules, which the handler is then given.
-    """
-
-    name: str
-    register: Register | None
-    before: int
-    after: int
-
-
-@dataclass(frozen=True, slots=True)
-class AccessRecord:
-    """One guest access, as an observer sees it; ``str()`` of it names registers and fields."""
-
-    kind: str
-    """``read`` or ``write``"""
-    space: str
-    offset: int
-    width: int
-    value: int
-    touched: tuple[Touched, ...]
-
-    def __str__(self) -> str:
-        head = f"{self.kind} {self.space}+{self.offset:#04x} "
-        details = [text for touched in self.touched for text in self._details(touched)]
-        if self.kind == "write" and details:
-            return f"{head}{', '.join(details)} ({self.value:#x})"
-        tail = f" ({', '.join(details)})" if details else ""
-        return f"{head}{', '.join(t.name for t in self.touched)} = {self.value:#x}{tail}"
-
-    def _details(self, touched: Touched) -> Iterator[str]:
-        """A read's fields that are not 0; a write's fields that change or are given a command."""
-        if touched.register is None:
-            return
-        for name, field in touched.register.fields.items():
-            before, after = field.decode(touched.before), field.decode(touched.after)
-            command = (field.access or touched.register.access) is Access.WO
-            if self.kind == "read" or command:
-                if touched.after & field.mask:
-                    yield f"{name if self.kind == 'read' else f'{touched.name}.{name}'}={after}"
-            elif touched.before & field.mask != touched.after & field.mask:
-                yield f"{touched.name}.{name} {before}→{after}"
+PLACES: Final = 4096
+"""Places of accesses that are remembered while somebody observes."""
 
 
 class RegisterSpace:
@@ -70,26 +25,39 @@ class RegisterSpace:
     ones and ignores writes, as a read that no PCI function answers.
 
     ``observer``, if set, gets an AccessRecord for each access: of a write before its handlers run
-    (so that what they cause is reported after it), of a read once its value is known.
+    (so that what they cause is reported after it), of a read once its value is known. ``kind`` is
+    what these events are.
     """
 
-    def __init__(self, name: str, size: int, unmapped: int = 0) -> None:
+    def __init__(self, name: str, size: int, unmapped: int = 0, *, kind: str = "access") -> None:
         if size < 1:
             raise DeclarationError(f"{name}: a space has at least one byte, not {size}")
         if not 0 <= unmapped <= 0xFF:
             raise DeclarationError(f"{name}: unmapped is a byte, not {unmapped:#x}")
         self.name = name
         self.size = size
-        self.observer: Callable[[AccessRecord], None] | None = None
+        self.kind = kind
+        self._observer: Callable[[AccessRecord], None] | None = None
+        self._places: dict[tuple[int, int], Place] = {}
         self._unmapped = int.from_bytes(bytes([unmapped]) * 8, "little")
         self._bases: list[int] = []
         self._maps: list[RegisterMap] = []
+        self._prefixes: list[str] = []
         # Filled by the first access that is exactly one register, so at most one entry for each.
         self._readers: dict[tuple[int, int], Callable[[], int]] = {}
         self._writers: dict[tuple[int, int], Callable[[int], None]] = {}
 
-    def place(self, base: int, registers: RegisterMap) -> None:
-        """Put a map's registers at byte ``base``.
+    @property
+    def observer(self) -> Callable[[AccessRecord], None] | None:
+        return self._observer
+
+    @observer.setter
+    def observer(self, observer: Callable[[AccessRecord], None] | None) -> None:
+        self._observer = observer
+        self._places.clear()
+
+    def place(self, base: int, registers: RegisterMap, prefix: str = "") -> None:
+        """Put a map's registers at byte ``base``; ``prefix`` comes before their names in records.
 
         Raises DeclarationError if it overlaps another map or does not fit in the space.
         """
@@ -108,11 +76,12 @@ class RegisterSpace:
         i = bisect_right(self._bases, base)
         self._bases.insert(i, base)
         self._maps.insert(i, registers)
+        self._prefixes.insert(i, prefix)
         registers._placed = True
 
     def read(self, offset: int, width: int) -> int:
         """Read ``width`` bytes (1, 2, 4 or 8, else RegisterError) at ``offset`` as the guest."""
-        if self.observer is None:
+        if self._observer is None:
             reader = self._readers.get((offset, width))
             if reader is not None:
                 return reader()
@@ -123,7 +92,7 @@ class RegisterSpace:
 
         Bits of ``value`` beyond the width are ignored.
         """
-        if self.observer is None:
+        if self._observer is None:
             writer = self._writers.get((offset, width))
             if writer is not None:
                 writer(value)
@@ -132,50 +101,44 @@ class RegisterSpace:
 
     def _read_any(self, offset: int, width: int) -> int:
         ones = self._ones(width)
-        touched: list[Touched] = []
-        if offset < 0 or offset + width > self.size:
+        reader = self._readers.get((offset, width))
+        if reader is not None:
+            result = reader()
+        elif offset < 0 or offset + width > self.size:
             result = ones
         else:
             result = self._unmapped & ones
             for registers, element, shift in self._split(offset, width):
-                covered = _shifted(ones, -shift) & element.register.full
+                covered = shifted(ones, -shift) & element.register.full
                 if covered == ones == element.register.full:
                     self._readers[offset, width] = registers._reader(element)
                 value = registers._read(element, covered)
-                result &= ~_shifted(covered, shift)
-                result |= _shifted(value & covered, shift)
-                if self.observer is not None:
-                    name = element.register.label(element.position)
-                    touched.append(Touched(name, element.register, value, value))
-        self._report("read", offset, width, result, touched)
+                result &= ~shifted(covered, shift)
+                result |= shifted(value & covered, shift)
+        if self._observer is not None:
+            self._observer(AccessRecord(self._place_at(offset, width), False, result))
         return result
 
     def _write_any(self, offset: int, width: int, value: int) -> None:
         ones = self._ones(width)
         value &= ones
         parts: list[tuple[RegisterMap, Element, int, int]] = []
-        torn: list[Touched] = []
         if offset >= 0 and offset + width <= self.size:
             for registers, element, shift in self._split(offset, width):
-                covered = _shifted(ones, -shift) & element.register.full
+                covered = shifted(ones, -shift) & element.register.full
                 if element.register.whole and covered != element.register.full:
-                    name = element.register.label(element.position)
-                    torn.append(Touched(f"{name} (ignored: not the whole register)", None, 0, 0))
                     continue
-                parts.append((registers, element, covered, _shifted(value, -shift) & covered))
+                parts.append((registers, element, covered, shifted(value, -shift) & covered))
                 if covered == ones == element.register.full:
                     self._writers[offset, width] = partial(registers._write, element, covered)
-        if self.observer is not None:
-            touched = [
-                Touched(
-                    element.register.label(element.position),
-                    element.register,
-                    registers._values[element.slot],
-                    registers._merged(element.slot, covered, data),
-                )
+        if self._observer is not None:
+            before = [registers._values[element.slot] for registers, element, _, _ in parts]
+            after = [
+                registers._merged(element.slot, covered, data)
                 for registers, element, covered, data in parts
             ]
-            self._report("write", offset, width, value, touched + torn)
+            place = self._place_at(offset, width, write=True)
+            self._observer(AccessRecord(place, True, value, before, after))
         for registers, element, covered, data in parts:
             registers._write(element, covered, data)
 
@@ -186,6 +149,10 @@ class RegisterSpace:
 
     def _split(self, offset: int, width: int) -> Iterator[tuple[RegisterMap, Element, int]]:
         """The registers of an access, ascending, with the bit of the access where each begins."""
+        for i, element, shift in self._split_maps(offset, width):
+            yield self._maps[i], element, shift
+
+    def _split_maps(self, offset: int, width: int) -> Iterator[tuple[int, Element, int]]:
         end = offset + width
         first_map = max(bisect_right(self._bases, offset) - 1, 0)
         for i in range(first_map, bisect_right(self._bases, end - 1)):
@@ -195,17 +162,32 @@ class RegisterSpace:
             for element in registers._elements[first:last]:
                 at = base + element.offset
                 if at + element.register.size > offset:
-                    yield registers, element, 8 * (at - offset)
+                    yield i, element, 8 * (at - offset)
 
-    def _report(
-        self, kind: str, offset: int, width: int, value: int, touched: list[Touched]
-    ) -> None:
-        if self.observer is not None:
-            nothing = Touched("?", None, 0, 0)
-            record = AccessRecord(
-                kind, self.name, offset, width, value, tuple(touched) or (nothing,)
-            )
-            self.observer(record)
+    def where(self, offset: int, width: int, *, write: bool = False) -> Place:
+        """What is where an access of ``width`` bytes at ``offset`` goes, by name."""
+        parts, torn = [], []
+        if offset >= 0 and offset + width <= self.size:
+            ones = self._ones(width)
+            for i, element, shift in self._split_maps(offset, width):
+                register = element.register
+                name = self._prefixes[i] + register.label(element.position)
+                covered = shifted(ones, -shift) & register.full
+                if write and register.whole and covered != register.full:
+                    torn.append(name)
+                else:
+                    parts.append(Part(name, register, covered, shift))
+        return Place(self.kind, self.name, offset, width, tuple(parts), tuple(torn))
+
+    def _place_at(self, offset: int, width: int, *, write: bool = False) -> Place:
+        """The same, remembered; a guest may use as many as it likes."""
+        key = (offset, -width if write else width)
+        place = self._places.get(key)
+        if place is None:
+            if len(self._places) >= PLACES:
+                self._places.clear()
+            place = self._places[key] = self.where(offset, width, write=write)
+        return place
 
     # All maps at once; a map is named after its class and where it is: ``Uart@100``.
 
@@ -255,7 +237,3 @@ class RegisterSpace:
             for registers, values in zip(self._maps, before, strict=True):
                 registers.restore(values)
             raise
-
-
-def _shifted(value: int, left: int) -> int:
-    return value << left if left >= 0 else value >> -left

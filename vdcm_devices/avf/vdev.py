@@ -233,7 +233,7 @@ class AvfVdev(Vdev):
         self.later(SETTLING, self._settled)
 
     def _begin_reset(self, why: str) -> None:
-        self._say(f"VF reset: {why}")
+        self.note(f"VF reset: {why}")
         self.resets += 1
         if self._adi is not None:
             self._adi.driver.reset(self._adi)
@@ -344,12 +344,12 @@ class AvfVdev(Vdev):
         self._reset_function("its queues cannot go on")
 
     def trace(self, what: str) -> None:
-        self._say(what)
+        self.note(what)
 
     def complain(self, why: str) -> None:
         self.complaints += 1
         self.last_complaint = why
-        self._say(why)
+        self.note(why)
         if self.complaints == 1:  # the rest is in the trace, and counted
             log.warning("%s: the guest's driver: %s", self.name, why)
 

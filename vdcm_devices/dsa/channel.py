@@ -17,6 +17,7 @@ from vdcm import (
     MailboxCode,
     MailboxError,
     MailboxRequest,
+    Observer,
     Pasid,
     RequestType,
     ResourceError,
@@ -108,7 +109,7 @@ class Channel:
         return self._vdev.interrupts
 
     @property
-    def observer(self) -> Callable[[str], None] | None:
+    def observer(self) -> Observer | None:
         return self._vdev.observer
 
     # Requests.

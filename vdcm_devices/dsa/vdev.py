@@ -309,7 +309,7 @@ class DsaVdev(Vdev):
             data = report.data
             words = [int.from_bytes(data[at : at + 8], "little") for at in (0, 8, 16)]
             if self.observer is not None:
-                self.observer(f"{adi.name} software error {words[0] >> 8 & 0xFF:#x}")
+                self.note(f"{adi.name} software error {words[0] >> 8 & 0xFF:#x}")
             self._record(words)
 
     # What the guest does.
@@ -331,7 +331,7 @@ class DsaVdev(Vdev):
             self.perfmon.look()
         if self.observer is not None:
             said = "ignored" if answer is None else answer.name.lower()
-            self.observer(f"WQ {wq} portal {portal} operation {descriptor[7]:#04x}: {said}")
+            self.note(f"WQ {wq} portal {portal} operation {descriptor[7]:#04x}: {said}")
         if answer is Answer.ACCEPTED:
             return
         if answer is None and portal in DIRECT:

@@ -188,7 +188,7 @@ class NvmeVdev(Vdev):
 
     def say(self, text: str) -> None:
         if self.observer is not None:
-            self.observer(text)
+            self.note(text)
 
     # What the guest does.
 
@@ -196,7 +196,7 @@ class NvmeVdev(Vdev):
         """An intercepted doorbell was written (3.1.24), and C has not taken it."""
         if self.observer is not None:
             kind = ("submission", "completion")[doorbell % 2]
-            self.observer(f"doorbell of {kind} queue {doorbell // 2}: {value}")
+            self.note(f"doorbell of {kind} queue {doorbell // 2}: {value}")
         controller = self.controller
         if controller.admin is None:
             return
