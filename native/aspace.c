@@ -431,6 +431,9 @@ static int copy(vdcm_aspace *as, uint64_t iova, uint8_t *buffer, uint64_t length
     vdcm_control_lock();
     error = walk(&access);
     if (error == 0 && buffer != NULL) {
+        error = vdcm_faults_look(domain_of(as), iova, length, write, fault);
+    }
+    if (error == 0 && buffer != NULL) {
         access.buffer = buffer;
         error = vdcm_guarded(walk, &access);
     }
@@ -521,5 +524,6 @@ void vdcm_domain_free(vdcm_domain *domain)
     vdcm_withdraw(domain);
     attach((struct mapped *)domain, NULL);
     vdcm_control_unlock();
+    free(domain->faults);
     free(domain);
 }

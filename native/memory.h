@@ -3,6 +3,7 @@
  *
  *   aspace.c  what a client has mapped for DMA, and the domains that are made of such memory
  *   pasid.c   PASID -> domain, the readers that go that way, and guest PASID -> host PASID
+ *   faults.c  accesses that fail on purpose, for tests
  *
  * A domain is an address domain as in Scalable IOV, 2.2: what a PASID stands for. The control side
  * (the thread that serves the clients) changes domains; sweep threads reach memory through them at
@@ -72,6 +73,30 @@ vdcm_domain *vdcm_domain_new(int kind);
 void vdcm_domain_free(vdcm_domain *domain);
 /* `as` may be NULL. What was attached is let go of. -EBUSY: `as` belongs to another domain. */
 int vdcm_domain_attach(vdcm_domain *domain, vdcm_aspace *as);
+
+/* ---- faults.c: accesses that fail on purpose, for tests -------------------------------------- */
+
+enum { VDCM_FAULT_MAX = 16 }; /* of one domain */
+
+/* Of the accesses that touch [first, last], `after` go well and then `times` fail. */
+typedef struct {
+    uint64_t first;
+    uint64_t last;
+    uint64_t after;
+    uint64_t times;
+    bool reads; /* means those that read */
+    bool writes;
+} vdcm_dma_fault;
+
+/*
+ * An access is one call of vdcm_reach() that begins in the range (it fails with -EFAULT), or one of
+ * vdcm_aspace_read() and _write() that touches it (-EREMOTEIO). The fault's number; -ENOSPC, -ENOMEM.
+ */
+int vdcm_fault_add(vdcm_domain *domain, const vdcm_dma_fault *rule);
+/* -ENOENT: there is none of that number. */
+int vdcm_fault_remove(vdcm_domain *domain, uint32_t number);
+/* How many have failed by it so far. -ENOENT as above. */
+int vdcm_fault_hits(vdcm_domain *domain, uint32_t number, uint64_t *hits);
 
 /* ---- pasid.c: PASID -> domain ------------------------------------------------------------- */
 
@@ -144,7 +169,13 @@ struct vdcm_domain {
      * inside vdcm_guarded(). */
     int (*reach)(vdcm_domain *domain, vdcm_reader *reader, uint64_t iova, uint64_t length,
                  bool write, void **memory, uint64_t *here);
+    struct vdcm_faults *faults; /* NULL: none; control side, and `reach` while there are some */
 };
+
+/* With the lock held: what a fault says of a copy between [iova, iova + length) and a buffer, 0 or
+ * -EREMOTEIO with *fault. NULL is allowed. */
+int vdcm_faults_look(vdcm_domain *domain, uint64_t iova, uint64_t length, bool write,
+                     uint64_t *fault);
 
 /* The control side's lock: changes come one after the other. Readers never take it. */
 void vdcm_control_lock(void);

@@ -352,8 +352,9 @@ class Interrupts:
     # The client's side.
 
     def attach(self, eventfds: Eventfds) -> None:
-        """A client has connected; it has bound nothing yet."""
+        """A client has connected; it has bound nothing yet. Or: these stand for its own now."""
         self._eventfds = eventfds
+        self._bind_sources(self._sources)
 
     def detach(self) -> None:
         """The client has gone, and its eventfds and masks with it."""

@@ -35,7 +35,7 @@ from vdcm.errors import StateError, VdcmError
 from vdcm.parent import Parent, build, set_properties
 from vdcm.properties import PropertyError, properties_of
 from vdcm.store import Store
-from vdcm.transport import Transport
+from vdcm.transport import Endpoint, Transport
 from vdcm.vdev import Vdev
 
 log = logging.getLogger("vdcm.manager")
@@ -325,6 +325,13 @@ class Manager:
             names.clear()
         if self._store is not None:
             self._store.close()
+
+    def endpoint(self, name: str) -> Endpoint:
+        """Where a VDEV is served; StateError if it is not started."""
+        entry = self.entry(name)
+        entry.running("its endpoint")
+        assert self._transport is not None  # what STARTED means
+        return self._transport.endpoints[entry.name]
 
     # Ask and set.
 

@@ -54,6 +54,33 @@ class Domain:
         if lib.vdcm_domain_attach(self.native, ffi.NULL if memory is None else memory):
             raise StateError("the memory is that of another address space: detach it there first")
 
+    def add_fault(
+        self, address: int, size: int, *, reads: bool, writes: bool, after: int, times: int
+    ) -> int:
+        """Have accesses to ``size`` bytes at ``address`` fail, on purpose: ``after`` of them go
+        well first, then ``times`` fail (64 bits each; native/memory.h). The fault's number.
+
+        Raises DmaError for a range that is none, and when there are too many.
+        """
+        if not (0 <= address < 1 << 64 and 0 < size <= (1 << 64) - address):
+            raise DmaError(f"{size:#x} bytes at {address:#x}: addresses have 64 bits")
+        last = address + size - 1
+        rule = ffi.new("vdcm_dma_fault *", (address, last, after, times, reads, writes))
+        number = lib.vdcm_fault_add(self.native, rule)
+        if number < 0:
+            raise DmaError(f"no more than {lib.VDCM_FAULT_MAX} faults: {os.strerror(-number)}")
+        return int(number)
+
+    def fault_hits(self, number: int) -> int:
+        """How many accesses a fault has made fail."""
+        hits = ffi.new("uint64_t *")
+        lib.vdcm_fault_hits(self.native, number, hits)
+        return int(hits[0])
+
+    def remove_fault(self, number: int) -> None:
+        """When this returns, nothing fails by it any more."""
+        lib.vdcm_fault_remove(self.native, number)
+
 
 class AddressSpace(Protocol):
     """What a PASID stands for: pass-through, second-level, first-level or nested translation."""

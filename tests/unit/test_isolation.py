@@ -255,7 +255,8 @@ def test_readers_in_threads_never_see_what_is_not_theirs(sanitizer: str, tmp_pat
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     flags = ["-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread", f"-I{native}"]
     perturbed = ["-include", unit / "perturbed_atomics.h"]
-    sources = [unit / "isolation_stress.c", native / "aspace.c", native / "pasid.c"]
+    memory = (native / f"{name}.c" for name in ("aspace", "faults", "pasid"))
+    sources = [unit / "isolation_stress.c", *memory]
     build = [compiler, *flags, f"-fsanitize={sanitizer}", *perturbed, *sources, "-o", program]
     subprocess.run(build, check=True, env=environment)
     for seed in range(1, 4):

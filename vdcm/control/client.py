@@ -56,7 +56,7 @@ class ControlClient:
     def close(self) -> None:
         self._socket.close()
 
-    def call(self, method: str, **params: Any) -> Any:
+    def call(self, method: str, /, **params: Any) -> Any:
         """The result of a method; a parameter that is None is left out."""
         self._next_id += 1
         params = {name: value for name, value in params.items() if value is not None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from vdcm import snapshot
 from vdcm.errors import ResourceError, StateError, VdcmError
@@ -83,8 +83,16 @@ _JSON: Final[dict[type, str]] = {
 }
 
 
+More = Callable[[Manager], Mapping[str, Method]]
+
+
 class Methods:
-    """What a ``Manager`` can be asked for. ``trace`` is the connection's own."""
+    """What a ``Manager`` can be asked for. ``trace`` is the connection's own.
+
+    ``more``: what a process adds to its servers, as that of a test does.
+    """
+
+    more: ClassVar[list[More]] = []
 
     def __init__(self, manager: Manager, trace: Callable[..., bool]) -> None:
         self._manager = manager
@@ -110,6 +118,8 @@ class Methods:
             ),
             "shutdown": Method(self._shutdown),
         }
+        for add in self.more:
+            self.table.update(add(manager))
 
     def call(self, method: str, params: object) -> Any:
         """The result; raises Refusal."""

@@ -142,6 +142,15 @@ class RegisterSpace:
         for registers, element, covered, data in parts:
             registers._write(element, covered, data)
 
+    def find(self, name: str) -> list[tuple[int, Register]]:
+        """The registers of a name (of an array's element ``NAME[3]``), each with its offset."""
+        return [
+            (base + element.offset, element.register)
+            for base, registers in zip(self._bases, self._maps, strict=True)
+            for element in registers._elements
+            if element.register.label(element.position) == name
+        ]
+
     def _ones(self, width: int) -> int:
         if width not in (1, 2, 4, 8):
             raise RegisterError(f"{self.name}: an access is 1, 2, 4 or 8 bytes wide, not {width}")

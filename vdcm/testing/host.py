@@ -13,6 +13,8 @@ from typing import Any, Final, Generic, TypeVar, overload
 from vdcm.client import Client
 from vdcm.errors import ProtocolError, VdcmError
 from vdcm.parent import Parent, build, models, set_properties
+from vdcm.testing.faults import Faults
+from vdcm.testing.injector import Injector
 from vdcm.transport import Transport
 from vdcm.vdev import Vdev, VdevState
 
@@ -179,6 +181,8 @@ class Served(Generic[Model]):
     def __init__(self, host: Host, vdev: Model) -> None:
         self.host: Final = host
         self.vdev: Final = vdev
+        self.faults: Final = Faults(self._inject)
+        self._injector: Injector | None = None
         self._client: Client | None = None
 
     @property
@@ -196,6 +200,12 @@ class Served(Generic[Model]):
         if self._client is None or not self._client.connected:
             self._client = self.host.connect(self.vdev.name)
         return self._client
+
+    def _inject(self, method: str, **arguments: Any) -> Any:
+        if self._injector is None:
+            endpoint = self.host.transport.endpoints[self.name]
+            self._injector = Injector(self.vdev, endpoint, expendable=False)
+        return self.host.run(getattr(self._injector, method), **arguments)
 
     def hang_up(self) -> None:
         """Close ``client``, if there is one."""

@@ -24,6 +24,7 @@ from vdcm.client import Client
 from vdcm.control import ControlClient
 from vdcm.errors import VdcmError
 from vdcm.parent import GROUP
+from vdcm.testing.faults import Faults
 from vdcm.testing.host import retry_while_busy
 
 DEADLINE: Final = 20.0
@@ -133,7 +134,7 @@ class Server:
             raise ServerError(f"the server did not start\n{self.log_tail()}")
 
     def _serve(self) -> list[str]:
-        command = [sys.executable, "-m", "vdcm", "serve", "--log-level", "info"]
+        command = [sys.executable, "-m", "vdcm.testing", "serve", "--log-level", "info"]
         return [*command, "--control", str(self.control), *self._arguments]
 
     def _hear(self, channel: socket.socket) -> bytes:
@@ -202,7 +203,7 @@ class Server:
         path = self.show(name)["socket"]
         return retry_while_busy(lambda: Client(path, **{"timeout": DEADLINE, **arguments}))
 
-    def call(self, method: str, **params: Any) -> Any:
+    def call(self, method: str, /, **params: Any) -> Any:
         """What its control socket answers (docs/control.md); ControlError if it refuses."""
         with ControlClient(self.control, DEADLINE) as client:
             return client.call(method, **params)
@@ -220,6 +221,14 @@ class Server:
     def set(self, name: str, **values: int | str) -> None:
         """What ``vdcm set`` does."""
         self.call("set", name=name, values=values)
+
+    def faults(self, name: str) -> Faults:
+        """Those of a VDEV that is started; they go when it is stopped."""
+
+        def ask(method: str, **arguments: Any) -> Any:
+            return self.call("inject", name=name, method=method, arguments=arguments)
+
+        return Faults(ask)
 
     def command(self, name: str, *arguments: str) -> list[str]:
         """A command line of vdcm for the definition file."""

@@ -39,7 +39,7 @@ class Endpoint:
         turns: Turns,
         patience: float,
     ) -> None:
-        self.device: Final = device
+        self.device = device
         self.path: Final = path
         self.loop: Final = loop
         self.turns: Final = turns
@@ -49,6 +49,13 @@ class Endpoint:
         self._listener, self._inode = claim_socket(path)
         loop.add_reader(self._listener.fileno(), self._accept)
         log.info("%s: listening on %s", device.name, path)
+
+    def divert(self, device: Servable) -> None:
+        """Serve ``device`` from now on, to a client that is connected, too: what stands in front of
+        the one before, or that one again. It has the same regions and vectors."""
+        self.device = device
+        if self.session is not None:
+            self.session.divert(device)
 
     def _accept(self) -> None:
         try:

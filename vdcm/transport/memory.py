@@ -32,6 +32,7 @@ _DMA_REASONS = {
     errno.ENXIO: NOT_SHARED,
     errno.EACCES: "the client mapped it without permission for this",
     errno.EIO: "the file behind the mapping has shrunk",
+    errno.EREMOTEIO: "a test has injected this fault",
 }
 
 

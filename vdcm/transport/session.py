@@ -20,7 +20,7 @@ from vdcm.counters import CLIENT, Count, nothing, taken_from
 from vdcm.errors import DeferredError, TransportError, VdcmError
 from vdcm.protocol import Area, Command, Irq
 from vdcm.transport.memory import NOT_SHARED, GuestMemory, maps_privately
-from vdcm.transport.servable import IrqAction
+from vdcm.transport.servable import IrqAction, Servable
 
 if TYPE_CHECKING:
     from vdcm.transport.endpoint import Endpoint
@@ -130,7 +130,7 @@ class Session:
     def __init__(
         self, endpoint: Endpoint, connection: socket.socket, client: protocol.Version
     ) -> None:
-        self.device: Final = endpoint.device
+        self.device = endpoint.device
         self.interrupted: BaseException | None = None
         self.warned_not_shared = False
         self._endpoint = endpoint
@@ -232,7 +232,13 @@ class Session:
     def observe(self, observed: bool) -> None:
         """Observed, the device is given every store, those too that its C would take."""
         if not self._closed:
-            lib.vdcm_session_observe(self._native, observed)
+            # What stands in front of the device may want them, too.
+            lib.vdcm_session_observe(self._native, observed or self.device.observed)
+
+    def divert(self, device: Servable) -> None:
+        """As ``Endpoint.divert``."""
+        self.device = device
+        self.observe(device.observed)
 
     def trigger(self, kind: Irq, vector: int) -> bool:
         """Signal the eventfd of a vector; False if the client has bound none to it."""
