@@ -8,6 +8,7 @@ from functools import partial
 from typing import Final
 
 from vdcm.errors import DeclarationError
+from vdcm.registers.declaration import Register
 from vdcm.registers.map import Element, RegisterError, RegisterMap, same_keys
 from vdcm.registers.record import AccessRecord, Part, Place, shifted
 
