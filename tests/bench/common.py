@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from vdcm.control import ControlClient
@@ -115,3 +116,34 @@ def daemon(folder: Path, definition: str, cpu: int | None = None) -> Iterator[Da
         finally:
             process.terminate()
             process.wait(60)
+
+
+def spent(server: int, qemu: int) -> dict[str, float]:
+    """CPU seconds so far of two processes (proc(5), schedstat): ``loop`` and ``sweep`` of vdcm,
+    ``vcpus`` and the rest of ``qemu``."""
+    found = dict.fromkeys(("loop", "sweep", "vcpus", "qemu"), 0.0)
+    for pid, names in (
+        (server, {"vdcm-sweep": "sweep", "": "loop"}),
+        (qemu, {"CPU ": "vcpus", "": "qemu"}),
+    ):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            name = (task / "comm").read_text()
+            part = next(part for prefix, part in names.items() if name.startswith(prefix))
+            found[part] += int((task / "schedstat").read_text().split()[0]) / 1e9
+    return found
+
+
+def spread(samples: Sequence[float]) -> float:
+    """From the least to the greatest, of the median."""
+    return (max(samples) - min(samples)) / median(samples)
+
+
+def publish(document: str, key: str, text: str) -> None:
+    """Put ``text`` into ``docs/DOCUMENT``, between the lines that name ``key``."""
+    path = ROOT / "docs" / document
+    begin, end = f"<!-- ci/bench {key} -->\n", f"<!-- end of {key} -->"
+    before, found, rest = path.read_text().partition(begin)
+    _, ended, after = rest.partition(end)
+    if not found or not ended:
+        sys.exit(f"{path} has no place for it: lines {begin.strip()} and {end}")
+    path.write_text(f"{before}{begin}\n{text}\n\n{end}{after}")

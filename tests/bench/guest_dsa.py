@@ -26,7 +26,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from tests.bench.common import BUILD, Daemon, build_programs, daemon, keep, steal_seconds
+from tests.bench.common import BUILD, Daemon, build_programs, daemon, keep, spent, steal_seconds
 from tests.guest import copies, idxd
 from vdcm.environment import Environment, load_environment
 from vdcm.testing import GuestError, Machine, vfio_user
@@ -61,20 +61,6 @@ class Lab:
     def messages(self) -> int:
         with self.daemon.connect() as control:
             return int(control.call("show", name="dsa0")["counters"]["messages"])
-
-    def spent(self) -> dict[str, float]:
-        """CPU seconds so far of vdcm's event loop and sweep, of QEMU's virtual CPUs and of the
-        rest of it (proc(5), schedstat)."""
-        spent = dict.fromkeys(("loop", "sweep", "vcpus", "qemu"), 0.0)
-        for pid, names in (
-            (self.daemon.pid, {"vdcm-sweep": "sweep", "": "loop"}),
-            (self.machine.pid, {"CPU ": "vcpus", "": "qemu"}),
-        ):
-            for task in Path(f"/proc/{pid}/task").iterdir():
-                name = (task / "comm").read_text()
-                part = next(part for prefix, part in names.items() if name.startswith(prefix))
-                spent[part] += int((task / "schedstat").read_text().split()[0]) / 1e9
-        return spent
 
     def copy(self, row: Row, method: str, scale: float) -> copies.Counts:
         """One run; how many copies depends on their size, so that none takes long. None at all
@@ -140,13 +126,15 @@ def rates(guest: Lab, rounds: int, scale: float) -> dict[str, list[dict[str, Any
         for name in SIZES:
             for threads, depth in CASES:
                 row = (name, threads, depth)
-                start = guest.spent()
+                start = spent(guest.daemon.pid, guest.machine.pid)
                 guest.copy(row, "DSA", 0)
-                nothing = difference(start, guest.spent())
+                nothing = difference(start, spent(guest.daemon.pid, guest.machine.pid))
                 for method in list(METHODS)[:: 1 if number % 2 == 0 else -1]:
-                    messages, start = guest.messages(), guest.spent()
+                    messages, start = guest.messages(), spent(guest.daemon.pid, guest.machine.pid)
                     counts = guest.copy(row, method, scale)
-                    costs = difference(nothing, difference(start, guest.spent()))
+                    costs = difference(
+                        nothing, difference(start, spent(guest.daemon.pid, guest.machine.pid))
+                    )
                     sample: dict[str, Any] = {
                         "copies_s": counts.done * 1e9 / counts.nanoseconds,
                         "bytes_s": counts.bytes * 1e9 / counts.nanoseconds,
