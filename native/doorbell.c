@@ -31,7 +31,7 @@ enum {
     PATIENCE = 8,         /* times as long as it stays awake at least, it does at most */
     IDLE_SHARE = 100      /* one part of so many is spent on idling */
 };
-#define LONGEST_NAP_NS UINT64_C(20000000)
+#define USUAL_NAP_NS UINT64_C(1000000) /* the longest with few doorbells to look at */
 
 static uint64_t read_clock(clockid_t clock)
 {
@@ -46,16 +46,12 @@ static uint64_t now_ns(void)
     return read_clock(CLOCK_MONOTONIC);
 }
 
-/*
- * The longest nap after which idling takes one part in IDLE_SHARE of a CPU. `spent_ns` is the CPU time
- * from one nap to the next: the round of looks, and what the kernel charges for the nap.
- */
-static uint64_t longest_nap(const vdcm_sweep *s, uint64_t spent_ns)
+uint64_t vdcm_sweep_longest_nap(const vdcm_sweep *s, uint64_t spent_ns)
 {
-    uint64_t nap = (spent_ns + WAKE_NS) * IDLE_SHARE;
+    uint64_t nap = spent_ns < s->nap_ns ? (spent_ns + WAKE_NS) * IDLE_SHARE : s->nap_ns;
 
-    nap = nap < s->nap_ns ? s->nap_ns : nap;
-    return nap > LONGEST_NAP_NS ? LONGEST_NAP_NS : nap;
+    nap = nap < USUAL_NAP_NS ? USUAL_NAP_NS : nap;
+    return nap > s->nap_ns ? s->nap_ns : nap;
 }
 
 /* Until `word` is no longer the value of s->wake, or `ns` have passed (UINT64_MAX: no limit). */
@@ -242,7 +238,7 @@ static void *sweep(void *argument)
         if (!doorbells) {
             nap(s, word, wait);
         } else {
-            uint64_t longest = longest_nap(s, spent);
+            uint64_t longest = vdcm_sweep_longest_nap(s, spent);
             uint64_t cpu;
 
             atomic_store_explicit(&s->longest, longest, memory_order_relaxed);
@@ -263,7 +259,7 @@ static void *sweep(void *argument)
     }
 }
 
-vdcm_sweep *vdcm_sweep_new_stepped(uint64_t spin_ns)
+vdcm_sweep *vdcm_sweep_new_stepped(uint64_t spin_ns, uint64_t nap_ns)
 {
     vdcm_sweep *s = calloc(1, sizeof(*s));
     int error;
@@ -280,12 +276,13 @@ vdcm_sweep *vdcm_sweep_new_stepped(uint64_t spin_ns)
         return NULL;
     }
     s->spin_ns = spin_ns;
+    s->nap_ns = nap_ns;
     return s;
 }
 
 vdcm_sweep *vdcm_sweep_new(uint64_t spin_ns, uint64_t nap_ns)
 {
-    vdcm_sweep *s = vdcm_sweep_new_stepped(spin_ns);
+    vdcm_sweep *s = vdcm_sweep_new_stepped(spin_ns, nap_ns);
     sigset_t all;
     sigset_t before;
     int error;
@@ -293,7 +290,6 @@ vdcm_sweep *vdcm_sweep_new(uint64_t spin_ns, uint64_t nap_ns)
     if (s == NULL) {
         return NULL;
     }
-    s->nap_ns = nap_ns;
     /* Signals are the main thread's; those that a thread causes itself cannot be put off. */
     sigfillset(&all);
     sigdelset(&all, SIGBUS);

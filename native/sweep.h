@@ -43,13 +43,18 @@ enum {
 
 /*
  * After the last work it stays awake for `spin_ns`, up to 8 times as long for a guest whose work comes
- * at such intervals; and then naps for longer and longer, `nap_ns` at most; with many doorbells to look
- * at, longer than that, so that idling takes about 1 % of a CPU.
+ * at such intervals; and then naps for longer and longer (vdcm_sweep_longest_nap), `nap_ns` at most.
  * NULL with errno set if there can be no thread.
  */
 vdcm_sweep *vdcm_sweep_new(uint64_t spin_ns, uint64_t nap_ns);
 /* One without a thread: it does something only in vdcm_sweep_step(). */
-vdcm_sweep *vdcm_sweep_new_stepped(uint64_t spin_ns);
+vdcm_sweep *vdcm_sweep_new_stepped(uint64_t spin_ns, uint64_t nap_ns);
+/*
+ * What its naps grow to: 1 ms, or as long as it takes for idling to need no more than about 1 % of a CPU,
+ * but `nap_ns` at most. `spent_ns` is the CPU time from one nap to the next: the round of looks, and what
+ * the kernel charges for the nap.
+ */
+uint64_t vdcm_sweep_longest_nap(const vdcm_sweep *s, uint64_t spent_ns);
 /*
  * What the thread does between two looks at its clock, at the time `now_ns`: looks at some doorbells,
  * runs one queue. Returns the units done; 0 if there was nothing that may run, *wait_ns being then

@@ -24,7 +24,7 @@ from vdcm.mailbox import (
     MailboxRequest,
     RequestType,
 )
-from vdcm.parent import Parent, VdevType
+from vdcm.parent import Parent, VdevType, wake_latency
 from vdcm.pci import (
     Ats,
     BarKind,
@@ -101,4 +101,5 @@ __all__ = [
     "include_dir",
     "serve",
     "services",
+    "wake_latency",
 ]

@@ -23,7 +23,7 @@ from vdcm.function import ParentFunction
 from vdcm.ims import ImsEntry, ImsStorage
 from vdcm.pasid import PASIDS, GuestPasids
 from vdcm.pci import Ats, Pri
-from vdcm.sweep import Group, QueueState, Sweep
+from vdcm.sweep import NAP_US, Group, QueueState, Sweep
 
 IMS: Final = "ims"
 """Interrupt messages, as a resource (2.5.1)."""
@@ -80,6 +80,8 @@ class HostDriver:
         self._used: Counter[str] = Counter()
         self._numbers = count()
         self._workers = workers
+        self.wake_us = NAP_US
+        """Of the sweeps that are made from now on: as a parent's ``wake_latency``."""
         self._sweeps: list[Sweep] = []
         self._groups: dict[str, Group] = {}
         self._channels: set[str] = set()
@@ -481,7 +483,7 @@ class HostDriver:
                 if adi.owner == owner:
                     return adi.path.sweep
         if len(self._sweeps) < self._workers and all(map(len, self._sweeps)):
-            self._sweeps.append(Sweep())
+            self._sweeps.append(Sweep(nap_us=self.wake_us))
         return min(self._sweeps, key=len)
 
     def _close_group(self, owner: str) -> None:

@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Final, TypeVar
 
 from vdcm.errors import DeclarationError, VdcmError
 from vdcm.host import HostDriver
-from vdcm.properties import Configurable, PropertyError, properties_of
+from vdcm.properties import Configurable, Property, PropertyError, properties_of
+from vdcm.sweep import NAP_US
 from vdcm.vdev import Vdev
 
 GROUP: Final = "vdcm.devices"
@@ -32,6 +33,17 @@ class VdevType:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     adis: Mapping[str, int] = field(default_factory=dict)
     doc: str = ""
+
+
+def wake_latency() -> Property[int]:
+    """For a parent whose VDEVs have direct doorbells, to be passed on as ``HostDriver.wake_us``."""
+    return Property(
+        NAP_US,
+        minimum=50,
+        maximum=1_000_000,
+        live=False,
+        doc="Microseconds that it naps at most, if idle, between two looks at direct doorbells.",
+    )
 
 
 class Parent(Configurable):

@@ -26,8 +26,8 @@ log = logging.getLogger("vdcm.sweep")
 SPIN_US: Final = 50
 """Microseconds that a sweep stays awake after its last work; up to 8 times as long while work comes
 at such intervals."""
-NAP_US: Final = 1000
-"""Microseconds of the longest nap of a sweep with few doorbells to look at."""
+NAP_US: Final = 20_000
+"""Microseconds of a sweep's longest nap, unless told. With few doorbells to look at it is 1 ms."""
 WEIGHTS: Final = range(1, lib.VDCM_MAX_WEIGHT + 1)
 DEFAULT_WEIGHT: Final[int] = lib.VDCM_DEFAULT_WEIGHT
 NO_PASID: Final = 0xFFFF_FFFF
@@ -117,7 +117,7 @@ class Sweep:
         self, spin_us: int = SPIN_US, nap_us: int = NAP_US, *, stepped: bool = False
     ) -> None:
         if stepped:
-            self._native = lib.vdcm_sweep_new_stepped(spin_us * 1000)
+            self._native = lib.vdcm_sweep_new_stepped(spin_us * 1000, nap_us * 1000)
         else:
             self._native = lib.vdcm_sweep_new(spin_us * 1000, nap_us * 1000)
         if self._native == ffi.NULL:
@@ -171,6 +171,10 @@ class Sweep:
         wait = ffi.new("uint64_t *")
         done = lib.vdcm_sweep_step(self._native, now_ns, wait)
         return int(done), None if wait[0] == NO_WORK else int(wait[0])
+
+    def longest_nap(self, spent_ns: int) -> int:
+        """What its naps grow to, in ns, if from one to the next it takes ``spent_ns`` of a CPU."""
+        return int(lib.vdcm_sweep_longest_nap(self._native, spent_ns))
 
     def counters(self) -> dict[str, Count]:
         """``counters.SWEEP``."""

@@ -15,7 +15,12 @@ from probe_driver import ProbeDriver
 from vdcm import dma
 from vdcm.adi import Adi, AdiState
 from vdcm.errors import DmaError, ResourceError, StateError, VdcmError
+from vdcm.parent import build
 from vdcm.pasid import PASIDS
+from vdcm.properties import PropertyError
+from vdcm_devices.avf import Avf
+from vdcm_devices.dsa import Dsa
+from vdcm_devices.nvme import Nvme
 
 PAGE = mmap.PAGESIZE
 
@@ -385,6 +390,24 @@ def test_adis_are_spread_over_the_workers(memory: Memory) -> None:
     wait_until(lambda: all(adi.resource.done == 3 for adi in adis), driver)
     driver.close()
     driver.close()
+
+
+def test_the_longest_nap_of_its_sweeps(memory: Memory) -> None:
+    driver = ProbeDriver("probe0")
+    driver.wake_us = 300
+    assert enabled(driver, memory).path.sweep.longest_nap(10**9) == 300_000
+    driver.close()
+
+
+@pytest.mark.parametrize("model", [Avf, Dsa, Nvme])
+def test_a_parent_says_how_long_its_sweeps_nap(model: type[Avf | Dsa | Nvme]) -> None:
+    for properties, wake_us in (({}, 20_000), ({"wake_us": 50}, 50), ({"wake_us": 10**6}, 10**6)):
+        parent = build(model, "parent0", properties)
+        assert parent.driver is not None and parent.driver.wake_us == wake_us
+        parent.close()
+    for wrong in (49, 10**6 + 1):
+        with pytest.raises(PropertyError, match="wake_us"):
+            build(model, "parent0", {"wake_us": wrong})
 
 
 def test_closing_gives_descriptors_and_threads_back(memory: Memory) -> None:

@@ -599,6 +599,31 @@ def test_a_sweep_without_doorbells_sleeps(sweep: Sweep) -> None:
     path.close()
 
 
+@given(
+    spent=st.integers(0, 1 << 63), more=st.integers(0, 1 << 40), nap_us=st.integers(50, 1_000_000)
+)
+def test_naps_grow_with_what_a_look_costs_up_to_a_limit(spent: int, more: int, nap_us: int) -> None:
+    sweep = Sweep(nap_us=nap_us, stepped=True)
+    nap, limit = sweep.longest_nap(spent), 1000 * nap_us
+    assert min(MS, limit) <= nap <= limit
+    assert nap in (limit, MS) or spent < nap / 99, "idling takes more than 1 % of a CPU"
+    assert nap <= sweep.longest_nap(spent + more) <= limit
+    sweep.close()
+
+
+def test_the_longest_nap_is_as_one_says() -> None:
+    usual = Sweep(stepped=True)
+    assert (usual.longest_nap(0), usual.longest_nap(10**9)) == (MS, 20 * MS)
+    usual.close()
+    sweep = Sweep(nap_us=70)  # whose thread has one doorbell to look at
+    path = sweep.adi(lambda _: None)
+    Probe(path).queue.state = QueueState.RUNNING
+    wait_until(lambda: sweep.counters()["naps"] > 3)
+    assert sweep.counters()["nap_ns"] == 70_000
+    path.close()
+    sweep.close()
+
+
 def test_events_arrive_on_the_loop() -> None:
     async def main() -> int:
         sweep = Sweep()

@@ -14,6 +14,7 @@ from vdcm import (
     Property,
     ScalableIov,
     VdevType,
+    wake_latency,
 )
 from vdcm_devices.avf.driver import AvfDriver, vsi_type
 from vdcm_devices.avf.native import Switch
@@ -36,6 +37,7 @@ class Avf(Parent):
     ims = Property(
         1024, minimum=1, maximum=65536, live=False, doc="Interrupt messages, one a queue pair."
     )
+    wake_us = wake_latency()
 
     driver: HostDriver
 
@@ -55,3 +57,4 @@ class Avf(Parent):
             workers=1,  # the switch is one thread's
             make=Switch().port,
         )
+        self.driver.wake_us = self.wake_us

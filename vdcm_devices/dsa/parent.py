@@ -14,6 +14,7 @@ from vdcm import (
     Property,
     ScalableIov,
     VdevType,
+    wake_latency,
 )
 from vdcm_devices.dsa.datapath import MOST_ENTRIES
 from vdcm_devices.dsa.driver import DWQ, SHARE, DsaDriver, Geometry
@@ -55,6 +56,7 @@ class Dsa(Parent):
         2048, minimum=1, maximum=65536, live=False, doc="Interrupt messages of all ADIs together."
     )
     workers = Property(1, minimum=1, maximum=64, live=False, doc="Threads that do the work.")
+    wake_us = wake_latency()
     generation = Property(
         DsaDriver.generations[0],
         choices=DsaDriver.generations,
@@ -87,4 +89,5 @@ class Dsa(Parent):
             messages=self.ims,
             workers=self.workers,
         )
+        self.driver.wake_us = self.wake_us
         self.driver.set_generation(self.generation)

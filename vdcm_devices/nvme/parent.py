@@ -12,6 +12,7 @@ from vdcm import (
     Property,
     ScalableIov,
     VdevType,
+    wake_latency,
 )
 from vdcm_devices.nvme.driver import CONTROLLER, NvmeDriver
 from vdcm_devices.nvme.sizes import Size, parse_size
@@ -38,6 +39,7 @@ class Nvme(Parent):
     )
     controllers = Property(256, minimum=1, maximum=4096, live=False, doc="VDEVs, at most.")
     workers = Property(1, minimum=1, maximum=64, live=False, doc="Threads that move the data.")
+    wake_us = wake_latency()
 
     driver: NvmeDriver
 
@@ -57,6 +59,7 @@ class Nvme(Parent):
         except BaseException:
             store.close()
             raise
+        self.driver.wake_us = self.wake_us
 
     def forget(self, vdev: str) -> None:
         self.driver.forget(vdev)
