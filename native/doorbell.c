@@ -5,7 +5,7 @@
  * and the only questions are how often and at what price. While there is work it looks at a queue as
  * soon as that has run, and at some of the others every LOOK_NS. Without work it looks at all of
  * them again and again for a while, longer if the last work came soon after the one before; then it
- * naps between two rounds, longer each time, up to a limit that keeps idling at about 1 % of a CPU.
+ * naps between two rounds, longer each time, up to a limit that keeps idling below 1 % of a CPU.
  * A queue without doorbells is kicked instead, which ends a nap; a sweep that has none with doorbells
  * sleeps until then.
  */
@@ -29,7 +29,7 @@ enum {
     FIRST_NAP_NS = 50000, /* the kernel wakes nobody up much earlier */
     WAKE_NS = 5000,       /* what a nap costs others: the timer, the switch of threads */
     PATIENCE = 8,         /* times as long as it stays awake at least, it does at most */
-    IDLE_SHARE = 100      /* one part of so many is spent on idling */
+    IDLE_SHARE = 125      /* one part of so many is spent on idling */
 };
 #define USUAL_NAP_NS UINT64_C(1000000) /* the longest with few doorbells to look at */
 

@@ -50,7 +50,7 @@ vdcm_sweep *vdcm_sweep_new(uint64_t spin_ns, uint64_t nap_ns);
 /* One without a thread: it does something only in vdcm_sweep_step(). */
 vdcm_sweep *vdcm_sweep_new_stepped(uint64_t spin_ns, uint64_t nap_ns);
 /*
- * What its naps grow to: 1 ms, or as long as it takes for idling to need no more than about 1 % of a CPU,
+ * What its naps grow to: 1 ms, or as long as it takes for idling to need less than 1 % of a CPU,
  * but `nap_ns` at most. `spent_ns` is the CPU time from one nap to the next: the round of looks, and what
  * the kernel charges for the nap.
  */
