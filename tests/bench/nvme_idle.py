@@ -3,15 +3,16 @@
     ci/bench nvme-idle [--rounds N] [--samples N] [--seconds S] [--docs]
 
 One ``vdcm serve`` with so many VDEVs, all of one parent, each with a client that has an I/O queue,
-has read from it and now does nothing. CPU time is that of the whole server. Then one of the clients
-after the other reads 4 KiB, each a second after the one before. Rounds go through all cases;
-printed are medians. All samples go to ``build/bench/nvme-idle.json``; ``--docs`` puts the table
-into docs/nvme.md.
+has read from it and now does nothing. Server and clients have a CPU each. CPU time is that of the
+whole server. Then one of the clients after the other reads 4 KiB, each a second after the one
+before. Rounds go through all cases; printed are medians. All samples go to
+``build/bench/nvme-idle.json``; ``--docs`` puts the table into docs/nvme.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from contextlib import ExitStack
@@ -105,6 +106,8 @@ def main() -> None:
     parser.add_argument("--docs", action="store_true", help="into docs/nvme.md")
     options = parser.parse_args()
     raise_descriptor_limit()
+    cpus = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cpus[0]})
     results: dict[str, list[dict[str, Any]]] = {}
     steal = steal_seconds()
     for number in range(options.rounds):
@@ -113,7 +116,7 @@ def main() -> None:
             print(f"round {number + 1}/{options.rounds}: {name}", file=sys.stderr, flush=True)
             with TemporaryDirectory(prefix="vdcm-bench-") as temporary:
                 folder = Path(temporary)
-                with daemon(folder, definition(folder, mode, count, wake_us)) as server:
+                with daemon(folder, definition(folder, mode, count, wake_us), cpus[-1]) as server:
                     found = measure(server, count, options.seconds, options.samples)
             results.setdefault(name, []).append(found)
     steal = steal_seconds() - steal
