@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final, Self
@@ -89,6 +89,16 @@ class SweepCounts:
     counts: Counts
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """All of it. ``at``: when it was begun, as of a VDEV."""
+
+    at: int
+    vdevs: tuple[VdevCounts, ...]
+    sweeps: tuple[SweepCounts, ...]
+    process: Counts
+
+
 def vdevs(manager: Manager, skip: int = 0) -> Iterator[VdevCounts]:
     """The VDEVs that are started, but for the first ``skip``, and for those that stop meanwhile."""
     for entry in islice(manager.started(), skip, None):
@@ -166,3 +176,20 @@ def page(manager: Manager, skip: int = 0) -> dict[str, Any]:
         ]
         answer["process"] = process()
     return answer
+
+
+def read(ask: Callable[[int], Mapping[str, Any]]) -> Snapshot:
+    """A snapshot from its pages: ``ask`` has the ``page`` that skips so many VDEVs."""
+    first = page = ask(0)
+    found = list(page["vdevs"])
+    while page["next"] is not None:
+        page = ask(page["next"])
+        found += page["vdevs"]
+    return Snapshot(
+        first["at"],
+        tuple(VdevCounts.from_json(one) for one in found),
+        tuple(
+            SweepCounts(**{**one, "counts": from_json(one["counts"])}) for one in first["sweeps"]
+        ),
+        from_json(first["process"]),
+    )

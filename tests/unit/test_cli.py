@@ -134,7 +134,7 @@ VERBS = (
         "show",
         "set",
     ),
-    *("reset", "trace", "qemu-args", "doctor", "shutdown"),
+    *("reset", "trace", "top", "qemu-args", "doctor", "shutdown"),
 )
 
 

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from vdcm.cli import asking, attaching, lifecycle, serving, tracing
+from vdcm.cli import asking, attaching, lifecycle, serving, top, tracing
 from vdcm.errors import DefinitionError, VdcmError
 
 app = typer.Typer(
@@ -72,6 +72,7 @@ for verb, function, example in (
     ("set", asking.set_properties, "set gpio0 inputs=0x00ff"),
     ("reset", lifecycle.reset, "reset gpio0"),
     ("trace", tracing.trace, "trace gpio0 --kind access --register 'OUT_*'"),
+    ("top", top.top, "top --sort units_per_s"),
     ("qemu-args", attaching.qemu_args, "qemu-args gpio.yaml --memory 512M"),
     ("doctor", attaching.doctor, "doctor"),
     ("shutdown", lifecycle.shutdown, "shutdown"),
