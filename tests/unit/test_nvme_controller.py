@@ -386,6 +386,27 @@ def test_queues_may_share_a_completion_queue(nvme: Machine) -> None:
     described = nvme.vdev.describe()
     assert [queue["completion_queue"] for queue in described["queues"]] == [1, 1, 1]
     assert described["namespaces"][0]["blocks"] == 2048
+    assert [queue["completed"] for queue in described["queues"]] == [0, 0, 0]
+
+
+def test_what_is_shown_of_a_controller(nvme: Machine) -> None:
+    def shown() -> dict[str, Any]:
+        controller: dict[str, Any] = nvme.vdev.describe()["controller"]
+        return controller
+
+    assert shown()["state"] == "disabled"
+    nvme.enable()
+    queue = nvme.create_queue(1)
+    nvme.write(queue, 0, bytes(4096))
+    nvme.io(queue, 0x7F)
+    assert (shown()["state"], shown()["bytes_written"], shown()["errors"]) == ("ready", 4096, 1)
+    assert nvme.vdev.describe()["namespaces"][0]["room"] == "1M"
+    assert nvme.vdev.describe()["store"] == {"name": "ram:64M", "engine": "memory"}
+    nvme.shut_down()
+    assert shown()["state"] == "shut down"
+    nvme.disable()
+    nvme.set_register(CC, 15 << 7 | 1)
+    assert shown()["state"].startswith("fatal until the guest resets it: a configuration")
 
 
 @pytest.mark.parametrize("sizes", [0, 4 << 20 | 5 << 16, 3 << 20 | 6 << 16])

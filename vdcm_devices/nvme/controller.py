@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from vdcm import DmaError, VdcmError
 from vdcm_devices.nvme import identify, logs
@@ -56,6 +56,7 @@ class Controller:
         self.page = 1 << 12
         self.entry_sizes = 0
         self._enabled = False
+        self._fatal = ""
         self._notified = 0
         self._generation = 0  # of the controller between two resets; what is of another is over
         self._masked = 0
@@ -151,7 +152,27 @@ class Controller:
 
     def keep_health(self) -> None:
         """With the store, as it is now."""
-        self.host.keep(self.health.counted(self.host.native.counters(), self.errors.count))
+        self.host.keep(self._counted())
+
+    def _counted(self) -> dict[str, int]:
+        return self.health.counted(self.host.native.counters(), self.errors.count)
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able; its counts are those of SMART, of all its life."""
+        counted = self._counted()
+        del counted["in_use"]
+        return {"state": self._state, **counted}
+
+    @property
+    def _state(self) -> str:
+        status = self.registers.CSTS
+        if status.CFS:
+            return f"fatal until the guest resets it: {self._fatal}"
+        if status.SHST != Shutdown.NONE:
+            return "shut down" if status.SHST == Shutdown.COMPLETE else "shutting down"
+        if status.RDY:
+            return "ready"
+        return "waits for the disk" if self._enabled else "disabled"
 
     def reset_function(self) -> None:
         """All as after power-on."""
@@ -163,6 +184,7 @@ class Controller:
         """Controller Fatal Status: nothing goes on until a reset (9.5)."""
         self._stop()
         self.registers.CSTS.CFS = 1
+        self._fatal = why
         self.host.say(f"controller fatal status: {why}")
 
     def on_write_NSSR(self, value: int) -> None:
@@ -368,7 +390,7 @@ class Controller:
             return self.errors.page()
         if page is LogPage.HEALTH:
             return logs.health(
-                self.health.counted(self.host.native.counters(), self.errors.count),
+                self._counted(),
                 self.health.warnings,
             )
         if page is LogPage.FIRMWARE:

@@ -192,6 +192,7 @@ class IoQueues:
                 "completion_queue": queue.cqid,
                 "vector": self.completion[queue.cqid].vector,
                 "adi": queue.adi.name,
+                **queue.adi.driver.on_counters(queue.adi),
             }
             for queue in self.submission.values()
         ]

@@ -11,6 +11,7 @@ from uuid import UUID
 from vdcm_devices.nvme.codes import ALL_NAMESPACES, NvmeError, Status
 from vdcm_devices.nvme.command import Command
 from vdcm_devices.nvme.identify import BLOCK_SHIFTS, NamespaceFacts
+from vdcm_devices.nvme.sizes import say_size
 from vdcm_devices.nvme.slices import Slice
 from vdcm_devices.nvme.storage import Store
 
@@ -225,6 +226,7 @@ class Namespaces(Mapping[int, Namespace]):
         return [
             {
                 "nsid": namespace.nsid,
+                "room": say_size(namespace.slice.bytes),
                 "uuid": namespace.slice.uuid,
                 "blocks": namespace.slice.bytes >> namespace.slice.block_shift,
                 "block_size": 1 << namespace.slice.block_shift,

@@ -270,9 +270,10 @@ class NvmeVdev(Vdev):
     def describe(self) -> dict[str, Any]:
         return {
             **super().describe(),
+            "controller": self.controller.describe(),
+            "store": {"name": self._store.name, "engine": self._store.native.engine},
             "namespaces": self.all_namespaces.describe(),
             "queues": self.io_queues.describe(),
-            "errors": self.controller.errors.count,
         }
 
     def close(self) -> None:
