@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -22,7 +23,9 @@ from nvme_host import (
     IDENTIFY,
     LOG,
     PAGE,
+    READ,
     SET,
+    WRITE,
 )
 from nvme_vdev import RAM, SIZE, Machine
 
@@ -478,3 +481,18 @@ def fuzzed() -> Iterator[Machine]:
     machine.enable()
     yield machine
     machine.close()
+
+
+def test_memory_that_the_guest_lets_be_read_only_is_not_written(nvme: Machine) -> None:
+    """Neither by an admin command nor by a queue; and what is written from there is."""
+    fd = os.memfd_create("read-only")
+    os.write(fd, b"mine" * (PAGE // 4))
+    nvme.session.memory.map(OUTSIDE, PAGE, fd, writable=False)
+    for opcode, fields in ((IDENTIFY, {"cdw10": 1}), (LOG, {"cdw10": 2 | 127 << 16})):
+        assert nvme.admin(opcode, prp1=OUTSIDE, **fields).status == 0x004
+    queue = nvme.create_queue(1)
+    assert nvme.io(queue, READ, prp1=OUTSIDE, cdw12=7).status == 0x004
+    assert nvme.io(queue, WRITE, prp1=OUTSIDE, cdw12=7).status == 0
+    assert os.pread(fd, PAGE, 0) == b"mine" * (PAGE // 4)
+    assert nvme.read(queue, 0, 8) == b"mine" * (PAGE // 4)
+    os.close(fd)
