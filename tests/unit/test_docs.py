@@ -6,9 +6,9 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
+from pages import ROOT, blocks
 
 from vdcm import events
 from vdcm.control import methods, server
@@ -21,7 +21,8 @@ from vdcm.trace import LEAST_SHARE, QUEUE_LIMIT
 from vdcm.vdev import VdevState
 from vdcm_devices.idio16 import Idio16Card
 
-TEXT = (Path(__file__).parents[2] / "docs/control.md").read_text()
+PAGE = ROOT / "docs/control.md"
+TEXT = PAGE.read_text()
 
 
 def rows(heading: str) -> Iterator[list[str]]:
@@ -88,7 +89,7 @@ def test_every_kind_of_event_and_its_fields() -> None:
 
 def test_the_definition_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run")
-    text, _trace = re.findall(r"^```json\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    text, _trace = blocks(PAGE, "json")
     given = json.loads(text)
     parent = ParentDefinition("idio16", "idio16", Idio16Card)
     assert vdev_from_json(given, {"idio16": parent}).to_json() == given

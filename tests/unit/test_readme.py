@@ -11,10 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from xml.etree.ElementTree import canonicalize
 
+import pages
 import pytest
+from pages import ROOT
 from typer.testing import CliRunner
 
 from vdcm import definition
@@ -22,14 +25,11 @@ from vdcm.cli import app
 from vdcm.client import Client, Irq, Region
 from vdcm.errors import TransportError
 
-ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text()
+README = pages.README.read_text()
 START_TIME = 30.0  # seconds for a process to start
 
 
-def blocks(language: str) -> list[str]:
-    """The fenced blocks of a language, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+blocks = partial(pages.blocks, pages.README)
 
 
 def shell_words(text: str) -> list[str]:

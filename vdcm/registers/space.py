@@ -80,6 +80,10 @@ class RegisterSpace:
         self._prefixes.insert(i, prefix)
         registers._placed = True
 
+    def placed(self) -> Iterator[tuple[int, RegisterMap, str]]:
+        """Every map that was placed, ascending: its base, the map, the prefix of its names."""
+        return zip(self._bases, self._maps, self._prefixes, strict=True)
+
     def read(self, offset: int, width: int) -> int:
         """Read ``width`` bytes (1, 2, 4 or 8, else RegisterError) at ``offset`` as the guest."""
         if self._observer is None:
