@@ -129,6 +129,7 @@ def test_they_find_each_other_again(talk: Pair, how: str) -> None:
 
 
 @pytest.mark.skipif(not SOAK, reason="ten minutes: set VDCM_SOAK, or run ci/test --soak")
+@pytest.mark.timeout(2 * SOAK_SECONDS)
 def test_ten_minutes_of_files_and_datagrams(pair: Pair) -> None:
     end = time.monotonic() + SOAK_SECONDS
     steps: list[Callable[[], object]] = [

@@ -30,7 +30,7 @@ int avf_reach_source(avf_switch *s, vdcm_worker *worker, uint64_t *address)
 {
     avf_source *source = &s->source;
 
-    if (source->reached) {
+    if (source->reached || source->own) {
         return 0;
     }
     source->n_pieces = 0;

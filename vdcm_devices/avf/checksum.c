@@ -59,6 +59,7 @@ struct walk {
     uint64_t sum;
     bool odd; /* an odd number of bytes has been added */
     uint32_t crc;
+    uint8_t *to;
     void (*add)(struct walk *w, const uint8_t *bytes, uint32_t length);
 };
 
@@ -83,6 +84,12 @@ static void add_crc(struct walk *w, const uint8_t *bytes, uint32_t length)
         w->crc = w->crc >> 4 ^ table[w->crc & 15];
         w->crc = w->crc >> 4 ^ table[w->crc & 15];
     }
+}
+
+static void add_copy(struct walk *w, const uint8_t *bytes, uint32_t length)
+{
+    memcpy(w->to, bytes, length);
+    w->to += length;
 }
 
 static int walk(void *argument)
@@ -148,6 +155,13 @@ int avf_crc_frame(avf_switch *s, vdcm_worker *worker, const avf_frame *f, uint32
 
     *crc = ~w.crc;
     return error;
+}
+
+int avf_copy_rest(avf_switch *s, vdcm_worker *worker, const avf_frame *f, uint8_t *to)
+{
+    struct walk w = {.to = to, .add = add_copy};
+
+    return walk_frame(s, worker, f, f->head_length, f->length, &w);
 }
 
 /* The pseudo header: addresses, protocol, length (RFC 9293, 3.1; RFC 8200, 8.1). */

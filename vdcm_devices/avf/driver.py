@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from vdcm import Adi, AdiType, HostDriver, ParentFunction, ResourceError
 from vdcm_devices.avf.datapath import DataPath, MakeDataPath
 from vdcm_devices.avf.registers import MOST_QUEUES
+from vdcm_devices.avf.uplink import Uplink
 from vdcm_devices.avf.vsi import text
 
 PAIRS: Final = "queue-pairs"
 VSIS: Final = "vsis"
+UPLINK: Final = "uplink"
 
 
 def vsi_type(pairs: int) -> str:
@@ -33,7 +35,10 @@ class AvfDriver(HostDriver):
     """``pairs``: queue pairs; ``vsis``: VSIs; ``make``: makes an ADI's data path."""
 
     adi_types: ClassVar[Mapping[str, AdiType]] = {
-        vsi_type(pairs): _type(pairs) for pairs in range(1, MOST_QUEUES + 1)
+        **{vsi_type(pairs): _type(pairs) for pairs in range(1, MOST_QUEUES + 1)},
+        UPLINK: AdiType(
+            UPLINK, {UPLINK: 1}, pasid_required=False, doc="The switch's, of the host."
+        ),
     }
     generations: ClassVar[tuple[str, ...]] = ("1.1",)
 
@@ -48,25 +53,46 @@ class AvfDriver(HostDriver):
         workers: int,
         make: MakeDataPath,
     ) -> None:
-        super().__init__(
-            name, function, {PAIRS: pairs, VSIS: vsis}, messages=messages, workers=workers
-        )
+        resources = {PAIRS: pairs, VSIS: vsis, UPLINK: 1}
+        super().__init__(name, function, resources, messages=messages, workers=workers)
         self._make: Final = make
         self._macs: dict[bytes, object] = {}
+        self._uplink: Uplink | None = None
+
+    def connect(self, uplink: Uplink) -> None:
+        """Run an uplink, one at most, from now on; it is closed with the parent."""
+        self._uplink = uplink
+        try:
+            self.enable(self.allocate(UPLINK, f"{self.name} {UPLINK}"))
+        except BaseException:
+            uplink.close()
+            raise
 
     # What an ADI is.
 
     def on_allocate(self, adi: Adi) -> None:
-        adi.resource = self._make(adi)
+        if adi.type.name == UPLINK:
+            assert self._uplink is not None  # else there is none of these
+            self._uplink.start(adi)
+        else:
+            adi.resource = self._make(adi)
 
     def on_reset(self, adi: Adi) -> None:
-        self.path(adi).reset()
+        if adi.type.name != UPLINK:
+            self.path(adi).reset()
 
     def on_release(self, adi: Adi) -> None:
-        self.path(adi).close()
+        if adi.type.name != UPLINK:
+            self.path(adi).close()
+        elif self._uplink is not None:
+            self._uplink.close()
 
     def on_counters(self, adi: Adi) -> dict[str, int]:
-        return asdict(self.path(adi).statistics())
+        return {} if adi.type.name == UPLINK else asdict(self.path(adi).statistics())
+
+    def describe(self) -> dict[str, Any]:
+        counted = self._uplink.counters() if self._uplink is not None else None
+        return {**super().describe(), UPLINK: counted}
 
     def path(self, adi: Adi) -> DataPath:
         """The data path of an ADI."""

@@ -104,6 +104,7 @@ typedef struct {
     uint32_t n_buffers;
     uint32_t n_pieces;
     bool reached;
+    bool own; /* memory of ours, which needs not be reached */
     struct {
         uint64_t address;
         uint32_t length;
@@ -132,7 +133,8 @@ typedef struct {
     uint8_t hash_type;   /* a bit of avf_rss() */
     uint8_t hashed;      /* bytes of `input` */
     bool fragment;
-    bool six; /* IPv6 */
+    bool six;     /* IPv6 */
+    bool outside; /* it comes by the uplink */
     bool summed;   /* checksums have been looked at or made */
     bool bad_ip;
     bool bad_l4;
@@ -153,6 +155,7 @@ struct avf_switch {
     avf_port *ports;
     avf_port *promiscuous;
     avf_port *dirty;
+    avf_uplink *uplink;
     avf_address *buckets[AVF_BUCKETS];
     uint64_t frames;      /* number of the frame that is offered */
     const avf_port *inside; /* whose memory is reached beside the sender's */
@@ -192,6 +195,14 @@ static inline void avf_expect(const avf_window *window, uint64_t address)
 static inline uint32_t avf_bucket(uint64_t mac)
 {
     return (uint32_t)(mac * UINT64_C(0x9e3779b97f4a7c15) >> 52);
+}
+
+static inline enum avf_kind avf_kind_of(const avf_frame *f)
+{
+    if (avf_mac(f->head) == UINT64_C(0xffffffffffff)) {
+        return AVF_BROADCAST;
+    }
+    return (f->head[0] & 1) == 0 ? AVF_UNICAST : AVF_MULTICAST;
 }
 
 static inline uint32_t avf_be16(const uint8_t *bytes)
@@ -240,6 +251,8 @@ int avf_sum_frame(avf_switch *s, vdcm_worker *worker, const avf_frame *f, uint32
 /* CRC32c (RFC 9260, appendix A) of the same bytes. */
 int avf_crc_frame(avf_switch *s, vdcm_worker *worker, const avf_frame *f, uint32_t from,
                   uint32_t end, uint32_t *crc);
+/* The bytes of the frame that are not in its head. 0 or -errno. */
+int avf_copy_rest(avf_switch *s, vdcm_worker *worker, const avf_frame *f, uint8_t *to);
 /* Are the checksums of a frame right that its sender made itself? 0 or -EIO. */
 int avf_verify(avf_switch *s, vdcm_worker *worker, avf_frame *f);
 
@@ -253,8 +266,9 @@ void avf_set_key(avf_port *p, const uint8_t *key);
 
 /* ---- switch.c -------------------------------------------------------------------------------- */
 
-/* Sends the frame to all ports that it is for; how many. The source may have gone: -errno. */
-int avf_forward(avf_port *from, vdcm_worker *worker, avf_frame *f);
+/* Sends the frame to all ports that it is for, and to the uplink; how many. `from` NULL: it comes from
+ * there. The source may have gone: -errno. */
+int avf_forward(avf_switch *s, const avf_port *from, vdcm_worker *worker, avf_frame *f);
 /* May `from` send it? */
 bool avf_may_send(const avf_port *from, const avf_frame *f);
 
@@ -269,6 +283,14 @@ int avf_receive(avf_port *to, vdcm_worker *other, const avf_frame *f);
 /* Sends the source as a frame with the checksums that its descriptors ask for, or as segments. Bytes of
  * work, or a negative errno: the source has gone; 0: the driver has been reported. */
 int64_t avf_send(avf_port *p, vdcm_worker *worker, uint32_t queue);
+
+/* Takes the tag out of the head, if it has one: the bytes that were it. */
+uint32_t avf_take_tag(avf_frame *f);
+
+/* ---- uplink.c -------------------------------------------------------------------------------- */
+
+/* 1, or 0: it is dropped; negative: the source has gone. */
+int avf_uplink_send(avf_switch *s, vdcm_worker *worker, const avf_frame *f);
 
 /* ---- transmit.c ------------------------------------------------------------------------------ */
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from vdcm import (
-    HostDriver,
     Identity,
     Parent,
     ParentFunction,
@@ -18,6 +17,7 @@ from vdcm import (
 )
 from vdcm_devices.avf.driver import AvfDriver, vsi_type
 from vdcm_devices.avf.native import Switch
+from vdcm_devices.avf.uplink import Uplink, UplinkProperty
 from vdcm_devices.avf.vdev import AvfVdev
 
 
@@ -38,8 +38,11 @@ class Avf(Parent):
         1024, minimum=1, maximum=65536, live=False, doc="Interrupt messages, one a queue pair."
     )
     wake_us = wake_latency()
+    uplink = UplinkProperty(
+        "", live=False, doc="tap:NAME, stream:PATH or dgram:PATH,PEER, as QEMU's -netdev has it."
+    )
 
-    driver: HostDriver
+    driver: AvfDriver
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -48,6 +51,7 @@ class Avf(Parent):
             Identity(vendor=0x8086, device=0x1592, class_code=0x020000),
             [ScalableIov(), Pasid()],
         )
+        switch = Switch()
         self.driver = AvfDriver(
             name,
             function,
@@ -55,6 +59,8 @@ class Avf(Parent):
             vsis=self.vsis,
             messages=self.ims,
             workers=1,  # the switch is one thread's
-            make=Switch().port,
+            make=switch.port,
         )
         self.driver.wake_us = self.wake_us
+        if self.uplink:
+            self.driver.connect(Uplink(switch, self.uplink))

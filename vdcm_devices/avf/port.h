@@ -98,6 +98,30 @@ typedef struct {
 } avf_counters;
 void avf_count(avf_port *p, avf_counters *out);
 
+/*
+ * The uplink of a switch, at most one: a queue of an ADI of the host's own, without doorbells. Frames go out
+ * that are for no port, or for several. `fd` is not blocking, and stays the caller's.
+ */
+typedef struct avf_uplink avf_uplink;
+enum {
+    AVF_INTERFACE = 1, /* fd: a TAP interface, without packet information */
+    AVF_STREAM,        /* a listening socket of type stream: one client at a time */
+    AVF_DATAGRAM       /* a socket of type datagram; `peer`: where to send to */
+};
+/* NULL with errno. */
+avf_uplink *avf_uplink_new(avf_switch *s, int kind, int fd, const char *peer);
+/* The const vdcm_fastpath * of an avf_uplink. */
+uintptr_t avf_uplink_fastpath(void);
+/* From now on frames come; `queue` is its vdcm_queue. 0 or a negative errno. */
+int avf_uplink_start(avf_uplink *u, uintptr_t queue);
+/* The sweep has let go of it. */
+void avf_uplink_free(avf_uplink *u);
+typedef struct {
+    uint64_t sent, sent_bytes, dropped, received, received_bytes;
+    uint64_t unwanted; /* of those received: no port has taken them */
+} avf_uplink_counters;
+void avf_uplink_count(avf_uplink *u, avf_uplink_counters *out);
+
 /* What a report says of a driver that has broken its queue (the datasheet's malicious driver
  * detection): its code, with an avf_offence. Nothing of the port goes on then until avf_reset(). */
 enum {

@@ -175,7 +175,7 @@ static int reach(avf_port *p, vdcm_worker *worker, uint32_t queue, struct fillin
 
 static uint64_t status(const avf_frame *f)
 {
-    uint64_t word = DD | EOP | LPBK | (uint64_t)f->kind << UMBCAST_SHIFT |
+    uint64_t word = DD | EOP | (f->outside ? 0 : LPBK) | (uint64_t)f->kind << UMBCAST_SHIFT |
                     (uint64_t)f->packet_type << PTYPE_SHIFT;
 
     if (f->summed) {

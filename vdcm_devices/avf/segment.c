@@ -102,7 +102,7 @@ static int64_t forward(avf_port *p, vdcm_worker *worker, avf_frame *f)
     int sent;
 
     count(p, f);
-    sent = avf_forward(p, worker, f);
+    sent = avf_forward(p->its, p, worker, f);
     return sent < 0 ? sent : (int64_t)f->length * (sent > 1 ? sent : 1);
 }
 
@@ -184,27 +184,32 @@ static int64_t send_segments(avf_port *p, vdcm_worker *worker, avf_frame *f,
     return units;
 }
 
-/* Takes the tag out of the head: that of the descriptor, else the frame's own. False: it asks for one
+uint32_t avf_take_tag(avf_frame *f)
+{
+    f->tagged = f->head_length >= LEAST + TAG && avf_be16(f->head + 12) == 0x8100;
+    if (!f->tagged) {
+        return 0;
+    }
+    f->tag = (uint16_t)avf_be16(f->head + 14);
+    memmove(f->head + 12, f->head + 16, f->head_length - 16);
+    f->head_length -= TAG;
+    f->length -= TAG;
+    return TAG;
+}
+
+/* The frame's tag: that of the descriptor, else the frame's own. False: it asks for one
  * that it may not have. */
 static bool take_tag(avf_port *p, avf_frame *f, uint32_t *in_frame)
 {
     uint64_t word = p->its->source.word;
 
     *in_frame = 0;
-    f->tagged = false;
     if ((word >> 7 & 1) != 0) {
         f->tagged = true;
         f->tag = (uint16_t)(word >> 48);
         return p->filters.insert;
     }
-    if (f->head_length >= LEAST + TAG && avf_be16(f->head + 12) == 0x8100) {
-        f->tagged = true;
-        f->tag = (uint16_t)avf_be16(f->head + 14);
-        memmove(f->head + 12, f->head + 16, f->head_length - 16);
-        f->head_length -= TAG;
-        f->length -= TAG;
-        *in_frame = TAG;
-    }
+    *in_frame = avf_take_tag(f);
     return true;
 }
 
@@ -244,10 +249,8 @@ int64_t avf_send(avf_port *p, vdcm_worker *worker, uint32_t queue)
         return error;
     }
     allowed = take_tag(p, f, &tag);
-    f->kind = (f->head[0] & 1) == 0 ? AVF_UNICAST : AVF_MULTICAST;
-    if (avf_mac(f->head) == UINT64_C(0xffffffffffff)) {
-        f->kind = AVF_BROADCAST;
-    }
+    f->outside = false;
+    f->kind = avf_kind_of(f);
     if (!parse(source, &h, tag) ||
         (h.l4_type != 0 && (h.end > f->head_length || h.field + 2 > f->head_length)) ||
         (h.sum_ip && h.l4 > f->head_length)) {

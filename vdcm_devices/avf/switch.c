@@ -1,7 +1,8 @@
 /*
  * The switch: which ports a frame is for. A frame goes to every port that has its destination address as
  * a filter, to those that are promiscuous, and never back. A port receives frames of its VLANs and
- * untagged ones. Who is where is known from the filters, so nothing is learnt, and nothing is flooded.
+ * untagged ones. Who is where is known from the filters, so nothing is learnt, and nothing is flooded: what
+ * is for none of them goes to the uplink.
  */
 #include <errno.h>
 
@@ -67,9 +68,9 @@ static void count(avf_port *to, const avf_frame *f)
 }
 
 /* 1 if it has been received, 0 if not; negative: the source has gone. */
-static int offer(avf_port *from, vdcm_worker *worker, avf_port *to, const avf_frame *f)
+static int offer(const avf_port *from, vdcm_worker *worker, avf_port *to, const avf_frame *f)
 {
-    avf_switch *s = from->its;
+    avf_switch *s = to->its;
     struct offer o = {.to = to, .f = f};
     uint64_t address;
     int error;
@@ -103,35 +104,35 @@ static int offer(avf_port *from, vdcm_worker *worker, avf_port *to, const avf_fr
     return error == 0;
 }
 
-int avf_forward(avf_port *from, vdcm_worker *worker, avf_frame *f)
+/* To all ports that have the address; *known becomes true if one has. */
+static int to_address(avf_switch *s, const avf_port *from, vdcm_worker *worker, const avf_frame *f,
+                      bool *known)
 {
-    avf_switch *s = from->its;
     uint64_t mac = avf_mac(f->head);
-    avf_port *p;
     int sent = 0;
 
-    s->frames++;
-    if (f->kind == AVF_BROADCAST) {
-        for (p = s->ports; p != NULL; p = p->next) {
-            int one = offer(from, worker, p, f);
-
-            if (one < 0) {
-                return one;
-            }
-            sent += one;
-        }
-        return sent;
-    }
     for (const avf_address *a = bucket(s, mac); a != NULL; a = a->next) {
         int one = a->mac == mac ? offer(from, worker, a->port, f) : 0;
 
         if (one < 0) {
             return one;
         }
+        *known |= a->mac == mac;
         sent += one;
     }
-    for (p = s->promiscuous; p != NULL; p = p->next_promiscuous) {
-        bool wants = f->kind == AVF_UNICAST ? p->filters.all_unicast : p->filters.all_multicast;
+    return sent;
+}
+
+/* To those that want it whoever it is for. */
+static int to_others(avf_switch *s, const avf_port *from, vdcm_worker *worker, const avf_frame *f)
+{
+    bool all = f->kind == AVF_BROADCAST;
+    int sent = 0;
+
+    for (avf_port *p = all ? s->ports : s->promiscuous; p != NULL;
+         p = all ? p->next : p->next_promiscuous) {
+        bool wants = all || (f->kind == AVF_UNICAST ? p->filters.all_unicast
+                                                    : p->filters.all_multicast);
         int one = wants ? offer(from, worker, p, f) : 0;
 
         if (one < 0) {
@@ -140,4 +141,25 @@ int avf_forward(avf_port *from, vdcm_worker *worker, avf_frame *f)
         sent += one;
     }
     return sent;
+}
+
+int avf_forward(avf_switch *s, const avf_port *from, vdcm_worker *worker, avf_frame *f)
+{
+    bool known = false;
+    int first, second;
+    int out = 0;
+
+    s->frames++;
+    first = to_address(s, from, worker, f, &known);
+    if (first < 0) {
+        return first;
+    }
+    second = to_others(s, from, worker, f);
+    if (second < 0) {
+        return second;
+    }
+    if (from != NULL && s->uplink != NULL && (f->kind != AVF_UNICAST || !known)) {
+        out = avf_uplink_send(s, worker, f);
+    }
+    return out < 0 ? out : first + second + out;
 }

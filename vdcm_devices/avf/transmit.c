@@ -98,7 +98,7 @@ static int parse(avf_port *p, vdcm_worker *worker, uint32_t queue, const avf_tx_
     source->n_buffers = source->n_pieces = 0;
     source->length = 0;
     source->context = 0;
-    source->reached = false;
+    source->reached = source->own = false;
     for (uint32_t i = 0; i < count; i++) {
         uint32_t length = d[i].word >> 34 & 0x3fff;
         uint32_t type = d[i].word & 15;
