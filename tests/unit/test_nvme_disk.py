@@ -254,6 +254,7 @@ def hung(flags: int, folder: Path, test: Callable[[FaultFile, Nvme, Guest], Any]
             queue = guest.create_queue(1)
             address = guest.take(4096)
             guest.poke(address, b"old!" * 128)
+            await until(lambda: not parent.driver.store._keeping)  # its table is no guest's write
             disk.held.add("write")
             guest.submit(queue, HOST_WRITE, nsid=1, prp1=address)
             await until(lambda: disk.hanging > 0)
