@@ -28,7 +28,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"manager"}),
     frozenset({"snapshot", "trace"}),
     frozenset({"control", "serving", "rates"}),
-    frozenset({"doctor", "qemu_args"}),
+    frozenset({"doctor", "new", "qemu_args"}),
     frozenset({"cli"}),
     frozenset({"testing"}),
     frozenset({"__main__"}),

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from vdcm.cli import asking, attaching, lifecycle, serving, top, tracing
+from vdcm.cli import asking, attaching, creating, lifecycle, serving, top, tracing
 from vdcm.errors import DefinitionError, VdcmError
 
 app = typer.Typer(
@@ -75,6 +75,7 @@ for verb, function, example in (
     ("top", top.top, "top --sort units_per_s"),
     ("qemu-args", attaching.qemu_args, "qemu-args gpio.yaml --memory 512M"),
     ("doctor", attaching.doctor, "doctor"),
+    ("new", creating.new, "new my-nic"),
     ("shutdown", lifecycle.shutdown, "shutdown"),
 ):
     app.command(verb, epilog=f"Example: vdcm {example}")(function)

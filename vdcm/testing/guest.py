@@ -22,7 +22,7 @@ def address_of(machine: Machine, identity: str) -> str:
 
     GuestError if there is none.
     """
-    vendor, _, device = identity.partition(":")
+    vendor, _, device = identity.lower().partition(":")
     wanted = f"0x{vendor} 0x{device}"
     listed = machine.check(
         f"cd {_DEVICES}; for d in *; do echo $d $(cat $d/vendor $d/device); done"
@@ -77,8 +77,10 @@ class GuestDevice:
         return self.machine.check(f"basename $(readlink {link} || echo /)").strip("/\n")
 
     def enable(self) -> None:
-        """Memory decoding and bus mastering on, as a driver's probe does."""
-        self.setpci("COMMAND=6:6")
+        """Decoding and bus mastering on, as a driver's probe does."""
+        # Command register (PCI 3.0, 6.2.2), lower byte; setpci need not be there.
+        config = f"{_DEVICES}/{self.address}/config"
+        self.machine.check(f"printf '\\007' | dd of={config} bs=1 seek=4 conv=notrunc 2>&1")
 
     def reset(self) -> None:
         """Reset the function."""

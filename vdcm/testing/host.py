@@ -15,6 +15,7 @@ from vdcm.errors import ProtocolError, VdcmError
 from vdcm.parent import Parent, build, models, set_properties
 from vdcm.testing.faults import Faults
 from vdcm.testing.injector import Injector
+from vdcm.testing.rules import Place
 from vdcm.transport import Transport
 from vdcm.vdev import Vdev, VdevState
 
@@ -200,6 +201,22 @@ class Served(Generic[Model]):
         if self._client is None or not self._client.connected:
             self._client = self.host.connect(self.vdev.name)
         return self._client
+
+    def place(self, name: str) -> Place:
+        """Where a register or a field of it is; ``Place.of_register`` has the names."""
+        return Place.of_register(self.vdev, name)
+
+    def read(self, name: str) -> int:
+        """What ``client`` reads from a register, or a field of it, by name."""
+        place = self.place(name)
+        value = self.client.read(place.region, place.offset, place.width) & place.mask
+        return value >> place.lowest
+
+    def write(self, name: str, value: int) -> None:
+        """Have ``client`` write a register by name; the bits of a field, all others 0."""
+        place = self.place(name)
+        value = value << place.lowest & place.mask
+        self.client.write(place.region, place.offset, place.width, value)
 
     def _inject(self, method: str, **arguments: Any) -> Any:
         if self._injector is None:

@@ -25,6 +25,11 @@ class Place(NamedTuple):
     width: int
     mask: int
 
+    @property
+    def lowest(self) -> int:
+        """The number of the lowest bit of ``mask``."""
+        return (self.mask & -self.mask).bit_length() - 1
+
     @classmethod
     def of_register(cls, vdev: Vdev, name: str) -> Place:
         """``STATUS``, ``STATUS.READY``, ``BAR2:DATA[3]``, ``config:COMMAND.MEMORY``.
