@@ -39,8 +39,8 @@ from tests.bench.common import (
     steal_seconds,
 )
 from tests.bench.plot import bars
-from tests.guest.machine import Machine, vfio_user
 from vdcm.environment import load_environment
+from vdcm.testing import Machine, vfio_user
 
 SIZE: Final = 128
 """MiB of each device."""

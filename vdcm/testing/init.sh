@@ -8,6 +8,7 @@
 # The first line of the guest is "ready 0 0". A command that outlives its seconds is killed
 # and ends with status 137; what it printed until then comes back.
 export PATH=/bin HOME=/tmp
+mkdir -p /dev /proc /run /sys /tmp # a user's own file system may lack any
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev

@@ -23,7 +23,7 @@ from vdcm.testing.prepared import NO_MODULES
 from vdcm.testing.stand_in import UNUSED, stand_in
 
 INIT = Path(__file__).with_name("init.sh")
-AGENT = "vdcm/init"
+AGENT = "vdcm/start"
 """Where that is in an initrd of the user's own; the kernel is told by ``rdinit=``."""
 _TOOLS = ("lspci", "setpci")  # every guest has a device to look at
 _HOW = "--vdcm-modules lib/modules/RELEASE"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -195,9 +196,10 @@ class Machine:
         encoded = base64.b64encode(command.encode()).decode()
         deadline = time.monotonic() + timeout + _GRACE_SECONDS
         self._send(f"{name} {seconds} {encoded}\n".encode(), deadline, command)
-        answered, status, size = self._line(deadline, command).split()
-        if answered != name:
-            raise self._error(f"the guest answered {answered} to {name}: {command}")
+        answer = self._line(deadline, command)
+        if not re.fullmatch(rf"{name} \d+ \d+", answer):
+            raise self._error(f"the guest answered {answer!r} to {name}: {command}")
+        _, status, size = answer.split()
         output = self._receive(int(size), deadline, command)
         return Result(int(status), output.decode(errors="replace"))
 

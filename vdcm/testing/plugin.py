@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final, TypeVar
 
 import pytest
@@ -26,6 +27,8 @@ from vdcm.testing.server import Server
 EVERY_RUNG: Final = "VDCM_EVERY_RUNG"
 """Set in the environment, a guest that cannot be had is a failure and not a skip: for CI, where
 nothing left out may look like a pass."""
+LONGEST: Final = 70
+"""Bytes of the path of a folder that a test's sockets can be in."""
 Started = TypeVar("Started", Server, Machine)
 Running = Callable[[Started], AbstractContextManager[Started]]
 Serve = Callable[..., Server]
@@ -88,10 +91,20 @@ def vdcm_running(pytestconfig: pytest.Config) -> Running[Any]:
     return run
 
 
+@contextmanager
+def _short(folder: Path) -> Iterator[Path]:
+    """``folder``, or another one where that is too long for the sockets in it (unix(7))."""
+    if len(os.fsencode(folder)) <= LONGEST:
+        yield folder
+        return
+    with TemporaryDirectory(prefix="vdcm-") as short:
+        yield Path(short)
+
+
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Host]:
     """A server in a thread of the test's own process, which has nothing to complain of."""
-    with Host(tmp_path) as host:
+    with _short(tmp_path) as folder, Host(folder) as host:
         yield host
     assert host.complaints == []
 
@@ -100,10 +113,11 @@ def host(tmp_path: Path) -> Iterator[Host]:
 def serve(tmp_path: Path, vdcm_running: Running[Server]) -> Iterator[Serve]:
     """``serve(vdevs, parents, **options of Server)`` starts a ``vdcm serve`` of the test's own."""
     with ExitStack() as stack:
+        folder = stack.enter_context(_short(tmp_path))
 
         def start(*described: Any, **options: Any) -> Server:
-            number = len(list(tmp_path.glob("server*")))
-            server = Server(tmp_path / f"server{number}", *described, **options)
+            number = len(list(folder.glob("server*")))
+            server = Server(folder / f"server{number}", *described, **options)
             return stack.enter_context(vdcm_running(server))
 
         yield start

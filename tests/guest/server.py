@@ -1,5 +1,0 @@
-"""Moved to vdcm.testing."""
-
-from vdcm.testing import Server, ServerError
-
-__all__ = ["Server", "ServerError"]
