@@ -63,6 +63,7 @@ static int write_region(vdcm_session *s, struct vdcm_access access, const uint8_
         }
         memcpy(&value, data, width);
         s->counters.writes++;
+        vdcm_watch_write(&s->watch, access.region, access.offset, width, value);
         error = offer(s, &access, width, value);
         if (error == VDCM_STORE_PASS) {
             error = vdcm_on_write(s->owner, (int)access.region, access.offset, (int)width, value);
@@ -92,6 +93,8 @@ int vdcm_region_read(vdcm_session *s, const struct vdcm_message *message)
     while (access.offset < end) {
         uint32_t width = step(access.offset, (uint32_t)(end - access.offset));
         uint64_t value = 0;
+        uint64_t ns = 0;
+        uint32_t times;
         int error = gone(s);
 
         if (error == 0) {
@@ -100,6 +103,11 @@ int vdcm_region_read(vdcm_session *s, const struct vdcm_message *message)
         }
         if (error != 0) {
             return vdcm_answer(s, &message->header, error, NULL, 0, -1);
+        }
+        times = vdcm_watch_read(&s->watch, access.region, access.offset, width, value, &ns);
+        if (times != 0 && gone(s) == 0) {
+            (void)vdcm_on_repeat(s->owner, (int)access.region, access.offset, (int)width, value,
+                                 times, ns);
         }
         memcpy(data, &value, width);
         data += width;

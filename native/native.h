@@ -100,6 +100,20 @@ typedef struct {
 /* They stay where they are as long as the session. */
 const vdcm_session_counters *vdcm_session_count(const vdcm_session *s);
 
+/* A write of a BAR: how long ago, and how many interrupts the VDCM has signalled since. */
+typedef struct {
+    uint64_t offset;
+    uint64_t value;
+    uint64_t ns;
+    uint64_t interrupts;
+    uint32_t region;
+    uint32_t width;
+} vdcm_written;
+/* The client's last one; false if there was none. */
+bool vdcm_session_written(const vdcm_session *s, vdcm_written *written);
+/* True, once, if the last access to a BAR was a write and nothing has followed for `ns`. */
+bool vdcm_session_silent(vdcm_session *s, uint64_t ns);
+
 /* What libvfio-user calls the API generation that this module was built against: 1 or 2. */
 int vdcm_libvfio_user_generation(void);
 
@@ -115,5 +129,8 @@ int vdcm_on_dma(void *owner, bool mapped, uint64_t iova, uint64_t size, bool sha
 /* action: VDCM_IRQ_... */
 int vdcm_on_irqs(void *owner, int index, int action, uint32_t start, uint32_t count);
 int vdcm_on_log(void *owner, int level, const char *message);
+/* The client has read a place `times` times in `ns`, has seen `value` each time and written nothing. */
+int vdcm_on_repeat(void *owner, int region, uint64_t offset, int width, uint64_t value,
+                   uint32_t times, uint64_t ns);
 
 #endif

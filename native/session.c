@@ -271,7 +271,11 @@ int vdcm_session_trigger(vdcm_session *s, int index, uint32_t vector)
 {
     int eventfd = vdcm_session_eventfd(s, index, vector);
 
-    return eventfd < 0 ? -ENOENT : vdcm_signal(eventfd);
+    if (eventfd < 0) {
+        return -ENOENT;
+    }
+    vdcm_watch_interrupt(&s->watch);
+    return vdcm_signal(eventfd);
 }
 
 const vdcm_session_counters *vdcm_session_count(const vdcm_session *s)
@@ -287,6 +291,23 @@ static uint64_t now_ns(void)
 
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
+}
+
+bool vdcm_session_written(const vdcm_session *s, vdcm_written *written)
+{
+    *written = s->watch.written;
+    written->ns = now_ns() - written->ns;
+    written->interrupts = s->watch.interrupts - written->interrupts;
+    return s->watch.any;
+}
+
+bool vdcm_session_silent(vdcm_session *s, uint64_t ns)
+{
+    if (!s->watch.silent || now_ns() - s->watch.written.ns < ns) {
+        return false;
+    }
+    s->watch.silent = false;
+    return true;
 }
 
 /*
@@ -347,6 +368,7 @@ int vdcm_session_run(vdcm_session *s, uint64_t turn_ns, uint64_t spin_ns)
         switch (vdcm_inbox_next(&s->inbox, s->client, &message, &s->reason)) {
         case VDCM_MESSAGE:
             s->counters.messages++;
+            s->watch.now = since;
             error = vdcm_handle(s, &message);
             if (error != 0) {
                 return error;

@@ -7,6 +7,7 @@
 #include "fastpath.h"
 #include "guard.h"
 #include "native.h"
+#include "watch.h"
 
 enum { REGIONS = VFU_PCI_DEV_VGA_REGION_IDX + 1, KINDS = 4 /* INTx, MSI, MSI-X, error */ };
 
@@ -41,6 +42,7 @@ struct vdcm_session {
     uint32_t skip; /* how many are still to be let go */
     const char *reason;
     vdcm_session_counters counters;
+    struct vdcm_watch watch;
     struct vdcm_inbox inbox;
     uint8_t answer[sizeof(struct vdcm_access) + VDCM_MAX_TRANSFER]; /* to REGION_READ */
 };

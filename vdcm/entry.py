@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from vdcm.definition import VdevDefinition
 from vdcm.errors import StateError
-from vdcm.events import Event
+from vdcm.events import Event, Observer
 from vdcm.vdev import Vdev
-
-Sink = Callable[[str, Event], None]
-"""Gets events, as an observer does, and the name of the VDEV whose they are."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Listener:
-    """Whoever traces a VDEV. ``accesses``: its register accesses, too."""
+    """Whoever traces VDEVs: ``observer_of`` makes what hears the events of the one of a name.
+    ``accesses``: those to registers, too."""
 
-    sink: Sink
+    observer_of: Callable[[str], Observer]
     accesses: bool = True
 
 
@@ -89,12 +87,20 @@ class Entry:
         summary = {**self.definition.to_json(), "state": state, "origin": self.origin.value}
         return {**summary, "reason": self.reason} if self.reason else summary
 
-    def tell(self, event: Event) -> None:
-        for listener in tuple(self.listeners):
-            listener.sink(self.name, event)
-
     def observe(self) -> None:
         """Have the VDEV observed if somebody listens: one that nobody listens to pays nothing."""
         if self.vdev is not None:
+            observers = [listener.observer_of(self.name) for listener in self.listeners]
             accesses = any(listener.accesses for listener in self.listeners)
-            self.vdev.observe(self.tell if self.listeners else None, accesses=accesses)
+            self.vdev.observe(_together(observers), accesses=accesses)
+
+
+def _together(observers: Sequence[Observer]) -> Observer | None:
+    if len(observers) < 2:
+        return observers[0] if observers else None
+
+    def observer(event: Event) -> None:
+        for one in observers:
+            one(event)
+
+    return observer

@@ -7,6 +7,7 @@ registers are. Nothing is made of an event that nobody observes.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Final
@@ -26,6 +27,9 @@ KINDS: Final[Mapping[str, str]] = {
 }
 
 
+encode: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
+
 class Event:
     """``kind`` is one of ``KINDS``."""
 
@@ -41,6 +45,10 @@ class Event:
     def details(self) -> dict[str, Any]:
         """Its fields, JSON-able."""
         return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+
+    def encoded(self) -> str:
+        """What programs get, as the members of a JSON object: ``kind``, ``text`` and its fields."""
+        return encode({"kind": self.kind, "text": str(self), **self.details()})[1:-1]
 
 
 Observer = Callable[[Event], None]
@@ -227,7 +235,7 @@ class Hint(Event):
 
     kind = "hint"
     hint: str
-    """``unmapped``, ``polling`` or ``unanswered``"""
+    """``uncovered``, ``polling`` or ``unanswered``"""
     said: str
     about: tuple[str, ...] = ()
 

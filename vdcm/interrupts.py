@@ -241,6 +241,15 @@ class Interrupts:
         )
 
     @property
+    def bound(self) -> str:
+        """The vectors that a guest may wait for, in words; empty if there are none."""
+        for kind in (Irq.MSIX, Irq.MSI, Irq.INTX):
+            state = self._kinds[kind]
+            if state.bound and not state.all_masked and (state.enabled or kind is not Irq.INTX):
+                return f"{kind.name} {', '.join(map(str, sorted(state.bound)[:8]))}"
+        return ""
+
+    @property
     def delivered(self) -> int:
         """Signals given to clients since the start, those of connected messages among them."""
         connected = (source for sources in self._sources.values() for source in sources)

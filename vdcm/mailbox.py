@@ -103,7 +103,11 @@ class MailboxRegisters(RegisterMap):
         },
     )
     DOORBELL = Register(
-        0x0C, 32, WO, fields={"OPCODE": Field(0, 16), "LENGTH": Field(16, 16, doc="Bytes.")}
+        0x0C,
+        32,
+        WO,
+        fields={"OPCODE": Field(0, 16), "LENGTH": Field(16, 16, doc="Bytes.")},
+        answered=True,
     )
     STATUS = Register(
         0x10,

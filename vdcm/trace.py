@@ -14,12 +14,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Final, NamedTuple
+from operator import itemgetter
+from typing import Final
 
 from vdcm.adi import Adi
 from vdcm.entry import Listener
 from vdcm.errors import VdcmError
-from vdcm.events import KINDS, Dropped, Event, QueueSample
+from vdcm.events import KINDS, Dropped, Event, Observer, QueueSample
 from vdcm.manager import Manager
 
 log = logging.getLogger("vdcm.trace")
@@ -73,12 +74,9 @@ def _expression(pattern: str) -> str:
     return re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".")
 
 
-class Traced(NamedTuple):
-    """An event of VDEV ``name``; ``time`` in seconds since the epoch."""
-
-    time: float
-    name: str
-    event: Event
+Traced = tuple[float, str, Event]
+"""When it was, in seconds since the epoch; the VDEV's name; what it was."""
+_time: Final = itemgetter(0)
 
 
 @dataclass(slots=True)
@@ -110,44 +108,48 @@ class Trace:
             raise VdcmError(f"queues are sampled every {FASTEST_SAMPLE:g} s at most")
         self._manager = manager
         self._uuids = names and {manager.entry(name).definition.uuid for name in names}
-        self._wants = wanted.wants
+        self._wants = None if wanted == Filter() else wanted.wants
         self._wake = wake
         self._sample_time = sample
         self._waiting: dict[str, _Waiting] = {}
         self._share = QUEUE_LIMIT
         self._counted: dict[Adi, tuple[float, dict[str, int]]] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._end = manager.listen(Listener(self._hear, wanted.accesses), names)
+        self._end = manager.listen(Listener(self._observer_of, wanted.accesses), names)
         if "queue" in wanted.kinds:
             self._sample()
 
-    def _hear(self, name: str, event: Event) -> None:
-        if not self._wants(event):
-            return
-        waiting = self._waiting.get(name)
-        if waiting is None:
-            waiting = self._waiting[name] = _Waiting()
-            self._share = max(QUEUE_LIMIT // len(self._waiting), LEAST_SHARE)
-        if len(waiting.events) >= self._share:
-            waiting.dropped += 1
-            return
-        now = time.time()
-        if waiting.dropped:
-            waiting.events.append(Traced(now, name, Dropped(waiting.dropped)))
-            waiting.dropped = 0
-        waiting.events.append(Traced(now, name, event))
-        self._wake()
+    def _observer_of(self, name: str) -> Observer:
+        waiting = self._waiting.setdefault(name, _Waiting())
+        self._share = max(QUEUE_LIMIT // len(self._waiting), LEAST_SHARE)
+        events, wants, wake, clock = waiting.events, self._wants, self._wake, time.time
+
+        def hear(event: Event) -> None:
+            if wants is not None and not wants(event):
+                return
+            if len(events) >= self._share:
+                waiting.dropped += 1
+                return
+            if not events:
+                wake()
+            now = clock()
+            if waiting.dropped:
+                events.append((now, name, Dropped(waiting.dropped)))
+                waiting.dropped = 0
+            events.append((now, name, event))
+
+        return hear
 
     def take(self, most: int) -> list[Traced]:
         """Some of what waits, about ``most`` events of each VDEV, in order of time."""
         found: list[Traced] = []
         for name, waiting in self._waiting.items():
-            for _ in range(min(most, len(waiting.events))):
-                found.append(waiting.events.popleft())
-            if waiting.dropped and not waiting.events:
-                found.append(Traced(time.time(), name, Dropped(waiting.dropped)))
+            events = waiting.events
+            found += [events.popleft() for _ in range(min(most, len(events)))]
+            if waiting.dropped and not events:
+                found.append((time.time(), name, Dropped(waiting.dropped)))
                 waiting.dropped = 0
-        found.sort(key=lambda one: one.time)
+        found.sort(key=_time)
         return found
 
     def _sample(self) -> None:
@@ -171,7 +173,7 @@ class Trace:
         growth = {key: value - before.get(key, 0) for key, value in counters.items()}
         grown = {key: more for key, more in growth.items() if more > 0}
         if grown:
-            self._hear(name, QueueSample(adi.name, round(now - since, 3), grown))
+            self._observer_of(name)(QueueSample(adi.name, round(now - since, 3), grown))
 
     def close(self) -> None:
         """End it. Twice is harmless."""

@@ -37,6 +37,7 @@ from vdcm.events import (
     Reset,
     Vectors,
 )
+from vdcm.hints import Hints
 from vdcm.host import HostDriver
 from vdcm.interrupts import Interrupts
 from vdcm.pasid import PASIDS, GuestPasids
@@ -134,6 +135,11 @@ class Vdev(Configurable):
         self._writers = {index: bar.writer for index, bar in self.bars.items()}
         self._readers[Region.CONFIG] = self.config.space.read
         self._writers[Region.CONFIG] = self.config.space.write
+        spaces = {index: bar.space for index, bar in self.bars.items()}
+        spaces[Region.CONFIG] = self.config.space
+        self.hints: Final = Hints(name, spaces, self.interrupts, self._say)
+        # Looked at while a client is there (transport.Servable).
+        self.repeated, self.silent = self.hints.repeated, self.hints.silent
         self.drivers: Final = tuple(drivers)
         self.adis: Final[list[Adi]] = []
         self.address_space: Final = dma.SecondLevel()
@@ -309,6 +315,7 @@ class Vdev(Configurable):
             self.observer(ClientChange(True, session.peer))
         self.address_space.attach(session.memory)
         self.interrupts.attach(session)
+        self.hints.attached()
 
     def detached(self) -> None:
         """The client has gone: as if the power had been cycled."""
@@ -426,6 +433,7 @@ class Vdev(Configurable):
             "counters": summarized(self.counters()),
             "direct": summarized(self.direct_counters()),
             "adis": [adi.describe() for adi in self.adis],
+            "hints": self.hints.describe(),
             "guest_pasids": dict(self.guest_pasids.bindings),
             "properties": {name: getattr(self, name) for name in properties_of(type(self))},
         }

@@ -17,7 +17,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"protocol", "properties", "environment", "counters", "events", "_native"}),
     frozenset({"pci", "registers", "pasid", "transport", "client"}),
     frozenset({"bars", "interrupts", "dma", "function"}),
-    frozenset({"ims"}),
+    frozenset({"ims", "hints"}),
     frozenset({"sweep"}),
     frozenset({"adi"}),
     frozenset({"host"}),

@@ -574,7 +574,9 @@ def test_many_may_listen(manager: Manager) -> None:
     second: list[str] = []
 
     def listener(lines: list[str]) -> Listener:
-        return Listener(lambda _name, event: lines.append(str(event)), accesses=lines is second)
+        return Listener(
+            lambda _name: lambda event: lines.append(str(event)), accesses=lines is second
+        )
 
     end_first = manager.listen(listener(first), ["lamp1"])  # before there is anything to hear
 
@@ -603,7 +605,7 @@ def test_one_listens_to_all_also_to_those_to_come(keeper: Manager, tmp_path: Pat
     heard: list[tuple[str, str]] = []
     lamp = {"type": "lamp", "parent": "s", "socket": str(tmp_path / "a.sock")}
     keeper.define([{**lamp, "name": "a"}])
-    keeper.listen(Listener(lambda name, event: heard.append((name, str(event)))))
+    keeper.listen(Listener(lambda name: lambda event: heard.append((name, str(event)))))
     keeper.define([{**lamp, "name": "b", "socket": str(tmp_path / "b.sock")}])
 
     async def work() -> None:

@@ -58,7 +58,7 @@ def vdev(manager: Manager, name: str) -> Vdev:
 
 
 def texts(found: list[Traced]) -> list[tuple[str, str]]:
-    return [(one.name, str(one.event)) for one in found]
+    return [(name, str(event)) for _, name, event in found]
 
 
 # What is wanted
@@ -139,8 +139,8 @@ def test_events_come_in_order_with_the_name_of_their_vdev(manager: Manager) -> N
         assert texts(trace.take(10)) == [("lamp0", "hello"), ("lamp1", "hello"), ("lamp0", "hello")]
         assert trace.take(10) == [] and calls
         vdev(manager, "lamp0").write(0, 0, 4, 7)
-        (one,) = trace.take(10)
-        assert str(one.event) == "BAR0+0x00 LEVEL 0x0→0x7 (write 0x7)"
+        ((_, _, event),) = trace.take(10)
+        assert str(event) == "BAR0+0x00 LEVEL 0x0→0x7 (write 0x7)"
         trace.close()
         trace.close()
         assert vdev(manager, "lamp0").observer is None
@@ -176,7 +176,7 @@ def test_a_flood_takes_nothing_from_the_others(manager: Manager) -> None:
             assert len(batch) <= 2 * 64
             found += batch
         assert [text for name, text in texts(found) if name == "lamp1"] == ["first", "last"]
-        (dropped,) = [one.event for one in found if isinstance(one.event, Dropped)]
+        (dropped,) = [event for _, _, event in found if isinstance(event, Dropped)]
         assert dropped.count == 2 * QUEUE_LIMIT - QUEUE_LIMIT // 2
         assert len(found) == QUEUE_LIMIT // 2 + 3
         trace.close()
@@ -231,11 +231,11 @@ def test_queues_are_sampled(manager: Manager, monkeypatch: pytest.MonkeyPatch) -
         trace = Trace(manager, Filter(frozenset({"queue"})), None, waiting.set, sample=0.05)
         counting.now |= {"units": 7, "occupancy": 1}
         await asyncio.wait_for(waiting.wait(), 10)
-        (one,) = trace.take(9)
-        details: dict[str, Any] = one.event.details()
-        assert (one.name, details["adi"], details["grown"]) == ("lamp1", adi.name, {"units": 7})
+        ((_, name, event),) = trace.take(9)
+        details: dict[str, Any] = event.details()
+        assert (name, details["adi"], details["grown"]) == ("lamp1", adi.name, {"units": 7})
         assert details["seconds"] >= 0.05
-        assert str(one.event).endswith(" s: units +7")
+        assert str(event).endswith(" s: units +7")
         manager.stop("lamp1")
         await asyncio.sleep(0.12)  # samples of one that is gone
         assert trace.take(9) == []

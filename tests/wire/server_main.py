@@ -19,7 +19,7 @@ from wire_registers import ID, MSIX_VECTORS, SLEEP_KEY, Bar, Page, Reg
 
 from vdcm.errors import DmaError, VdcmError
 from vdcm.protocol import Area, Irq, Region
-from vdcm.transport import IrqAction, RegionDescription, Session, Transport
+from vdcm.transport import IrqAction, RegionDescription, Session, Transport, Written
 
 
 class WireDevice:
@@ -69,6 +69,12 @@ class WireDevice:
 
     def dma_changed(self, iova: int, size: int, *, mapped: bool, shared: bool) -> None:
         """RANGES asks the transport instead."""
+
+    def repeated(self, *_what: object) -> None:
+        """Nothing is made of it."""
+
+    def silent(self, written: Written) -> None:
+        """Nor of this."""
 
     def irqs_changed(self, kind: Irq, action: IrqAction, start: int, count: int) -> None:
         self._words[Reg.IRQ_CHANGE] = action << 24 | kind << 16 | start << 8 | count

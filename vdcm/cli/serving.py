@@ -15,7 +15,7 @@ from vdcm.cli.common import table
 from vdcm.control import ControlServer
 from vdcm.definition import Definition, control_path, implicit_parents, load, state_folder
 from vdcm.entry import Listener
-from vdcm.events import Event
+from vdcm.events import Observer
 from vdcm.manager import Manager
 from vdcm.parent import models
 from vdcm.serving import (
@@ -104,7 +104,7 @@ async def _serve(definition: Definition, store: Store, control: Path, trace: boo
             manager.recall()
             if trace:
                 logging.getLogger("vdcm.trace").setLevel(logging.INFO)  # whatever --log-level is
-                manager.listen(Listener(_log))
+                manager.listen(Listener(_logger))
             return await serve_until_stopped(manager, ready)
     finally:
         manager.close()
@@ -112,5 +112,6 @@ async def _serve(definition: Definition, store: Store, control: Path, trace: boo
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
 
 
-def _log(name: str, event: Event) -> None:
-    logging.getLogger(f"vdcm.trace.{name}").info("%s", event)
+def _logger(name: str) -> Observer:
+    log = logging.getLogger(f"vdcm.trace.{name}")
+    return lambda event: log.info("%s", event)

@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -25,6 +26,7 @@ from vdcm.control.methods import (
 from vdcm.control.peer import peer_uid
 from vdcm.definition import make_runtime_folder, runtime_folder
 from vdcm.errors import TransportError
+from vdcm.events import encode
 from vdcm.manager import Manager
 from vdcm.trace import Filter, Trace, Traced
 from vdcm.transport import claim_socket
@@ -34,7 +36,7 @@ log = logging.getLogger("vdcm.control")
 LINE_LIMIT: Final = 1024 * 1024
 """Bytes of the longest request: one that defines some thousand VDEVs."""
 CLIENT_LIMIT: Final = 64
-TRACE_BATCH: Final = 64
+TRACE_BATCH: Final = 256
 """Events of one VDEV that are sent before others have their turn."""
 PATIENCE: Final = 5.0
 """Seconds that a client has to read an answer."""
@@ -201,24 +203,18 @@ class _Client:
                 self._traced.clear()
                 while found := trace.take(TRACE_BATCH):
                     if not self._writer.is_closing():
-                        self._writer.write(b"".join(map(_notification, found)))
+                        self._writer.write("".join(map(_notification, found)).encode())
                     await self._writer.drain()
                     await asyncio.sleep(0)  # guests have their turn
 
 
-_encode: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+_quoted: Final = lru_cache(4096)(encode)
 
 
-def _notification(traced: Traced) -> bytes:
-    event = traced.event
-    params = {
-        "time": round(traced.time, 6),
-        "name": traced.name,
-        "kind": event.kind,
-        "text": str(event),
-        **event.details(),
-    }
-    return _encode({"jsonrpc": "2.0", "method": "trace", "params": params}).encode() + b"\n"
+def _notification(traced: Traced) -> str:
+    at, name, event = traced
+    about = f'"time":{at:.6f},"name":{_quoted(name)},{event.encoded()}'
+    return f'{{"jsonrpc":"2.0","method":"trace","params":{{{about}}}}}\n'
 
 
 def _error(identifier: Any, refusal: Refusal) -> dict[str, Any]:

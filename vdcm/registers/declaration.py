@@ -78,8 +78,9 @@ class Register:
     no field covers are reserved: they read 0 and ignore writes, unless ``reserved`` says otherwise.
     With ``count`` (even 1) it is an array: index it, and its handlers take the index first;
     ``stride`` defaults to the register's size. ``whole``: a write that does not cover all of it is
-    ignored, as of a command that several accesses would tear. What cannot be is refused when the
-    map's class is made.
+    ignored, as of a command that several accesses would tear. ``answered``: a write is a command
+    that the device answers with an interrupt (for hints, vdcm/hints.py). What cannot be is refused
+    when the map's class is made.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Register:
         reserved: Access = Access.RO,
         sticky: bool = False,
         whole: bool = False,
+        answered: bool = False,
     ) -> None:
         self.name = ""
         self.offset = offset
@@ -107,6 +109,7 @@ class Register:
         self.reserved = reserved
         self.sticky = sticky
         self.whole = whole
+        self.answered = answered
         self.size = width // 8
         self.full = (1 << max(width, 0)) - 1
         self.stride = self.size if stride is None else stride

@@ -24,6 +24,10 @@ class Element(NamedTuple):
     slot: int  # position of its value in the map's list of values
 
 
+_WRITTEN: list[Element | None] = [None]
+"""The register whose handler runs now: what it changes, the guest's write has changed."""
+
+
 @cache
 def _methods(owner: type, prefix: str) -> tuple[str, ...]:
     """Names of its methods, which every instance of a model would look up again for each map."""
@@ -116,6 +120,8 @@ class BoundRegister:
             whole = self._with(whole, name, part)
         self.value = whole
         self._map._resets[self._slot] = whole
+        if self._map._changes is not None:
+            self._map._changes.pop(self._slot, None)
 
     def narrow(self, writable: int) -> None:
         """Make the bits outside ``writable`` read-only on this instance, before it is placed."""
@@ -218,6 +224,7 @@ class RegisterMap:
         self._masks = list(self._declared_masks)
         self._values = list(self._resets)
         self._unlocked: dict[int, Masks] = {}
+        self._changes: dict[int, Element | None] | None = None  # by slot, since the last reset
         self._mirror: Callable[[int, int, int], None] | None = None
         self._on_read: dict[str, Callable[..., int]] = {}
         self._on_write: dict[str, Callable[..., None]] = {}
@@ -279,6 +286,7 @@ class RegisterMap:
             ]
         else:
             self._values[:] = self._resets
+        self._changes = None
         self._mirror_all()
 
     def save(self) -> dict[str, int | list[int]]:
@@ -355,7 +363,11 @@ class RegisterMap:
         self._mirror_all()
 
     def _put(self, slot: int, value: int) -> None:
-        self._values[slot] = value
+        if self._values[slot] != value:
+            self._values[slot] = value
+            if self._changes is None:
+                self._changes = {}
+            self._changes[slot] = _WRITTEN[0]
         if self._mirror is not None:
             element = self._by_slot[slot]
             self._mirror(element.offset, element.register.size, value & self._masks[slot].readable)
@@ -392,14 +404,33 @@ class RegisterMap:
     def _write(self, element: Element, covered: int, data: int) -> None:
         _, register, index, slot = element
         value = self._merged(slot, covered, data)
-        self._put(slot, value)
-        handler = self._on_write.get(register.name)
-        if handler is None:
-            return
-        if index is None:
-            handler(value)
-        else:
-            handler(index, value)
+        _WRITTEN[0] = element
+        try:
+            self._put(slot, value)
+            handler = self._on_write.get(register.name)
+            if handler is None:
+                return
+            if index is None:
+                handler(value)
+            else:
+                handler(index, value)
+        finally:
+            _WRITTEN[0] = None
+
+    def changed_by(self, element: Element) -> str:
+        """What has changed a register last, in words."""
+        name = element.register.label(element.position)
+        if element.register.name in self._on_read:
+            return f"on_read_{element.register.name} of the device model says what {name} is"
+        if self._changes is None or element.slot not in self._changes:
+            return f"{name} has not changed since the last reset"
+        written = self._changes[element.slot]
+        if written is None:
+            return f"the device has changed {name} last, on its own"
+        if written.slot == element.slot and written.register is element.register:
+            return f"the guest's write of it has changed {name} last"
+        by = written.register.label(written.position)
+        return f"the device has changed {name} last when the guest wrote {by}"
 
     def _reader(self, element: Element) -> Callable[[], int]:
         """The quickest function that reads the whole register."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from vdcm.events import Event
@@ -19,8 +20,21 @@ class Part(NamedTuple):
     covered: int
     shift: int
 
+    def shown(self, value: int) -> int:
+        """What of the register ``value``, that of the access, shows."""
+        return shifted(value, -self.shift) & self.covered
 
-class Place(NamedTuple):
+    def fields(self, value: int, *, zeros: bool = True) -> Iterator[tuple[str, int | str]]:
+        """The fields that the access covers, as ``value``, that of the access, shows them; those
+        that are 0 with ``zeros`` only."""
+        shown = self.shown(value)
+        for name, field in self.register.fields.items():
+            if field.mask & self.covered == field.mask and (zeros or shown & field.mask):
+                yield name, field.decode(shown)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Place:
     """What is where an access goes, the same for each access of that place and width.
 
     ``torn``: registers that it touches, but which are written as a whole or not at all.
@@ -30,8 +44,8 @@ class Place(NamedTuple):
     space: str
     offset: int
     width: int
-    parts: Sequence[Part]
-    torn: Sequence[str]
+    parts: tuple[Part, ...]
+    torn: tuple[str, ...]
 
 
 @dataclass(slots=True)  # not frozen: that takes twice as long to make
@@ -42,8 +56,8 @@ class AccessRecord(Event):
     place: Place
     write: bool
     value: int
-    before: Sequence[int] = ()
-    after: Sequence[int] = ()
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
 
     @property
     def kind(self) -> str:  # type: ignore[override]
@@ -53,12 +67,19 @@ class AccessRecord(Event):
     def registers(self) -> Sequence[str]:
         return [part.name for part in self.place.parts]
 
+    def encoded(self) -> str:
+        return _encoded(self.place, self.write, self.value, self.before, self.after)
+
     def __str__(self) -> str:
         place, value = self.place, self.value
         where = f"{place.space}+{place.offset:#04x}"
         if self.write:
             return f"{where} {', '.join(self._changes())} (write {value:#x})"
-        seen = [f"{name}={shown}" for part in place.parts for name, shown in _seen(part, value)]
+        seen = [
+            f"{name}={shown}"
+            for part in place.parts
+            for name, shown in part.fields(value, zeros=False)
+        ]
         names = ", ".join(self.registers) or "no register"
         return f"{where} {names} = {value:#x} (read{': ' if seen else ''}{', '.join(seen)})"
 
@@ -87,7 +108,7 @@ class AccessRecord(Event):
                 changed = _changed(part.register, before, after)
                 one |= {"before": before, "after": after, "changed": changed}
             else:
-                one["fields"] = dict(_seen(part, self.value))
+                one["fields"] = dict(part.fields(self.value, zeros=False))
             registers.append(one)
         return {
             "access": "write" if self.write else "read",
@@ -100,17 +121,17 @@ class AccessRecord(Event):
         }
 
 
+@lru_cache(4096)
+def _encoded(
+    place: Place, write: bool, value: int, before: tuple[int, ...], after: tuple[int, ...]
+) -> str:
+    """Drivers do the same things again and again, and to find the words takes long."""
+    return Event.encoded(AccessRecord(place, write, value, before, after))
+
+
 def shifted(value: int, left: int) -> int:
     """``value`` moved to the left, or for a negative ``left`` to the right."""
     return value << left if left >= 0 else value >> -left
-
-
-def _seen(part: Part, value: int) -> Iterator[tuple[str, int | str]]:
-    """The fields that a read covers and that are not 0."""
-    seen = shifted(value, -part.shift) & part.covered
-    for name, field in part.register.fields.items():
-        if field.mask & part.covered == field.mask and seen & field.mask:
-            yield name, field.decode(seen)
 
 
 def _changed(

@@ -12,7 +12,7 @@ from vdcm.registers.declaration import Register
 from vdcm.registers.map import Element, RegisterError, RegisterMap, same_keys
 from vdcm.registers.record import AccessRecord, Part, Place, shifted
 
-PLACES: Final = 4096
+PLACES: Final = 1024
 """Places of accesses that are remembered while somebody observes."""
 
 
@@ -39,7 +39,10 @@ class RegisterSpace:
         self.size = size
         self.kind = kind
         self._observer: Callable[[AccessRecord], None] | None = None
+        self.on_uncovered: Callable[[Place, bool, int], None] | None = None
+        """Given each access that touches no register: its place, whether it writes, its value."""
         self._places: dict[tuple[int, int], Place] = {}
+        self._written: dict[tuple[int, int], tuple[Place, RegisterMap, Element]] = {}
         self._unmapped = int.from_bytes(bytes([unmapped]) * 8, "little")
         self._bases: list[int] = []
         self._maps: list[RegisterMap] = []
@@ -56,6 +59,7 @@ class RegisterSpace:
     def observer(self, observer: Callable[[AccessRecord], None] | None) -> None:
         self._observer = observer
         self._places.clear()
+        self._written.clear()
 
     def place(self, base: int, registers: RegisterMap, prefix: str = "") -> None:
         """Put a map's registers at byte ``base``; ``prefix`` comes before their names in records.
@@ -86,11 +90,13 @@ class RegisterSpace:
 
     def read(self, offset: int, width: int) -> int:
         """Read ``width`` bytes (1, 2, 4 or 8, else RegisterError) at ``offset`` as the guest."""
-        if self._observer is None:
-            reader = self._readers.get((offset, width))
-            if reader is not None:
-                return reader()
-        return self._read_any(offset, width)
+        reader = self._readers.get((offset, width))
+        if reader is None:
+            return self._read_any(offset, width)
+        value = reader()
+        if self._observer is not None:
+            self._observer(AccessRecord(self._place_at(offset, width), False, value))
+        return value
 
     def write(self, offset: int, width: int, value: int) -> None:
         """Write ``width`` bytes (1, 2, 4 or 8, else RegisterError) at ``offset`` as the guest.
@@ -102,17 +108,25 @@ class RegisterSpace:
             if writer is not None:
                 writer(value)
                 return
+        else:
+            known = self._written.get((offset, width))
+            if known is not None:
+                place, registers, element = known
+                value &= element.register.full
+                before = registers._values[element.slot]
+                after = registers._merged(element.slot, element.register.full, value)
+                self._observer(AccessRecord(place, True, value, (before,), (after,)))
+                registers._write(element, element.register.full, value)
+                return
         self._write_any(offset, width, value)
 
     def _read_any(self, offset: int, width: int) -> int:
         ones = self._ones(width)
-        reader = self._readers.get((offset, width))
-        if reader is not None:
-            result = reader()
-        elif offset < 0 or offset + width > self.size:
+        if offset < 0 or offset + width > self.size:
             result = ones
         else:
             result = self._unmapped & ones
+            empty = True
             for registers, element, shift in self._split(offset, width):
                 covered = shifted(ones, -shift) & element.register.full
                 if covered == ones == element.register.full:
@@ -120,6 +134,9 @@ class RegisterSpace:
                 value = registers._read(element, covered)
                 result &= ~shifted(covered, shift)
                 result |= shifted(value & covered, shift)
+                empty = False
+            if empty and self.on_uncovered is not None:
+                self.on_uncovered(self.where(offset, width), False, result)
         if self._observer is not None:
             self._observer(AccessRecord(self._place_at(offset, width), False, result))
         return result
@@ -137,15 +154,22 @@ class RegisterSpace:
                 if covered == ones == element.register.full:
                     self._writers[offset, width] = partial(registers._write, element, covered)
         if self._observer is not None:
-            before = [registers._values[element.slot] for registers, element, _, _ in parts]
-            after = [
+            before = tuple(registers._values[element.slot] for registers, element, _, _ in parts)
+            after = tuple(
                 registers._merged(element.slot, covered, data)
                 for registers, element, covered, data in parts
-            ]
+            )
             place = self._place_at(offset, width, write=True)
+            if (offset, width) in self._writers:
+                registers, element, _, _ = parts[0]
+                self._written[offset, width] = (place, registers, element)
             self._observer(AccessRecord(place, True, value, before, after))
         for registers, element, covered, data in parts:
             registers._write(element, covered, data)
+        if not parts and self.on_uncovered is not None:
+            place = self.where(offset, width, write=True)
+            if not place.torn:
+                self.on_uncovered(place, True, value)
 
     def find(self, name: str) -> list[tuple[int, Register]]:
         """The registers of a name (of an array's element ``NAME[3]``), each with its offset."""
@@ -192,6 +216,29 @@ class RegisterSpace:
                 else:
                     parts.append(Part(name, register, covered, shift))
         return Place(self.kind, self.name, offset, width, tuple(parts), tuple(torn))
+
+    def decoded(self, place: Place, value: int) -> str:
+        """``value`` of an access of ``place`` with all fields that it shows."""
+        fields = [f"{name}={shown}" for part in place.parts for name, shown in part.fields(value)]
+        return f"{value:#x} ({', '.join(fields)})" if fields else f"{value:#x}"
+
+    def changed(self, place: Place) -> str:
+        """What has changed the registers of ``place`` last."""
+        elements = self._split(place.offset, place.width)
+        return "; ".join(registers.changed_by(element) for registers, element, _ in elements)
+
+    def before(self, offset: int) -> str:
+        """The last register before ``offset`` and where it is; empty if there is none."""
+        i = bisect_right(self._bases, offset) - 1
+        if i < 0:
+            return ""
+        registers = self._maps[i]
+        j = bisect_right(registers._offsets, offset - self._bases[i]) - 1
+        if j < 0:
+            return ""
+        element = registers._elements[j]
+        name = self._prefixes[i] + element.register.label(element.position)
+        return f"{name} at {self._bases[i] + element.offset:#x}"
 
     def _place_at(self, offset: int, width: int, *, write: bool = False) -> Place:
         """The same, remembered; a guest may use as many as it likes."""

@@ -21,7 +21,7 @@ from vdcm.bars import PagePolicy
 from vdcm.errors import VdcmError
 from vdcm.protocol import Irq, Region
 from vdcm.testing.rules import ALWAYS, AccessRule, InterruptRule, Place
-from vdcm.transport import Endpoint, IrqAction, RegionDescription, Session
+from vdcm.transport import Endpoint, IrqAction, RegionDescription, Session, Written
 from vdcm.vdev import Vdev
 
 log = logging.getLogger("vdcm.testing")
@@ -242,6 +242,19 @@ class Front:
 
     def irqs_changed(self, kind: Irq, action: IrqAction, start: int, count: int) -> None:
         self._vdev.irqs_changed(kind, action, start, count)
+
+    def repeated(
+        self,
+        region: int,
+        where: tuple[int, int, int],
+        times: int,
+        seconds: float,
+        written: Written | None,
+    ) -> None:
+        self._vdev.repeated(region, where, times, seconds, written)
+
+    def silent(self, written: Written) -> None:
+        self._vdev.silent(written)
 
     def read(self, region: int, offset: int, width: int) -> int:
         hit = self._hit(region, offset, width, write=False)

@@ -23,6 +23,7 @@ from vdcm.transport.servable import (
     RegionDescription,
     Servable,
     Stores,
+    Written,
 )
 from vdcm.transport.session import Session
 from vdcm.transport.socket_path import claim_socket
@@ -39,5 +40,6 @@ __all__ = [
     "Session",
     "Stores",
     "Transport",
+    "Written",
     "claim_socket",
 ]

@@ -22,6 +22,8 @@ log = logging.getLogger("vdcm.transport")
 
 PATIENCE: Final = 5.0
 """Seconds that a client has to finish a message it has begun."""
+WATCH: Final = 0.5
+"""Seconds between two looks for clients that seem to wait."""
 PENDING_LIMIT: Final = 8
 """Connections per endpoint that may be in the middle of their version message."""
 VERSION_LIMIT: Final = 4096
@@ -194,6 +196,7 @@ class Transport:
         self._patience = patience
         self._turns = Turns()
         self.endpoints: dict[str, Endpoint] = {}
+        self._watch = self._loop.call_later(WATCH, self._look)
 
     def serve(self, device: Servable, path: Path) -> Endpoint:
         """Listen for a client of ``device`` on ``path``.
@@ -210,7 +213,17 @@ class Transport:
         """Stop serving one VDEV."""
         self.endpoints.pop(name).close()
 
+    def _look(self) -> None:
+        self._watch = self._loop.call_later(WATCH, self._look)
+        for endpoint in tuple(self.endpoints.values()):
+            if endpoint.session is not None:
+                try:
+                    endpoint.session.watch()
+                except Exception:
+                    log.exception("%s: cannot be watched", endpoint.device.name)
+
     def close(self) -> None:
         """Disconnect all clients and remove all sockets."""
+        self._watch.cancel()
         for name in list(self.endpoints):
             self.withdraw(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from vdcm._native import lib
 from vdcm.protocol import Area, Irq
@@ -57,6 +57,18 @@ class RegionDescription:
     stores: Stores | None = None
 
 
+class Written(NamedTuple):
+    """A client's write of a BAR: ``seconds`` ago, and how many ``interrupts`` the VDCM has
+    signalled since; those of ADIs are not among them."""
+
+    region: int
+    offset: int
+    width: int
+    value: int
+    seconds: float
+    interrupts: int
+
+
 class Servable(Protocol):
     """What a VDEV offers to be served. All calls come from the event loop, one at a time.
 
@@ -77,3 +89,16 @@ class Servable(Protocol):
     def reset(self) -> None: ...
     def dma_changed(self, iova: int, size: int, *, mapped: bool, shared: bool) -> None: ...
     def irqs_changed(self, kind: Irq, action: IrqAction, start: int, count: int) -> None: ...
+    def repeated(
+        self,
+        region: int,
+        where: tuple[int, int, int],
+        times: int,
+        seconds: float,
+        written: Written | None,
+    ) -> None:
+        """After 4, 8, 16 ... reads of ``where`` (offset, width, value) with nothing in between;
+        ``written`` was the last write before."""
+
+    def silent(self, written: Written) -> None:
+        """Nothing has followed that write for a second."""

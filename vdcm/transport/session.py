@@ -20,7 +20,7 @@ from vdcm.counters import CLIENT, Count, nothing, taken_from
 from vdcm.errors import DeferredError, TransportError, VdcmError
 from vdcm.protocol import Area, Command, Irq
 from vdcm.transport.memory import NOT_SHARED, GuestMemory, maps_privately
-from vdcm.transport.servable import IrqAction, Servable
+from vdcm.transport.servable import IrqAction, Servable, Written
 
 if TYPE_CHECKING:
     from vdcm.transport.endpoint import Endpoint
@@ -33,6 +33,8 @@ SPIN_NS: Final = 100_000
 """Nanoseconds that the loop stays awake for a client that sends message after message."""
 BURST_NS: Final = 200_000
 """Nanoseconds within which the next message makes it a burst."""
+SILENCE_NS: Final = 1_000_000_000
+"""Nanoseconds after which a client that wrote something and does nothing more seems to wait."""
 FILE_LIMIT: Final = 8
 """Files of guest memory of one client that are looked up in its memory map."""
 LOG_LIMIT: Final = 50
@@ -104,6 +106,15 @@ def vdcm_on_dma(owner: Any, mapped: bool, iova: int, size: int, shared: bool) ->
 def vdcm_on_irqs(owner: Any, kind: int, action: int, start: int, count: int) -> int:
     session: Session = ffi.from_handle(owner)
     session.device.irqs_changed(Irq(kind), IrqAction(action), start, count)
+    return 0
+
+
+@_callback
+def vdcm_on_repeat(
+    owner: Any, region: int, offset: int, width: int, value: int, times: int, ns: int
+) -> int:
+    session: Session = ffi.from_handle(owner)
+    session.device.repeated(region, (offset, width, value), times, ns / 1e9, session.written())
     return 0
 
 
@@ -247,6 +258,23 @@ class Session:
     def eventfd(self, kind: Irq, vector: int) -> int:
         """The eventfd that the client has bound to a vector, -1 if none: to be duplicated."""
         return -1 if self._closed else int(lib.vdcm_session_eventfd(self._native, kind, vector))
+
+    def written(self) -> Written | None:
+        """The client's last write of a BAR."""
+        found = ffi.new("vdcm_written *")
+        if not lib.vdcm_session_written(self._native, found):
+            return None
+        return Written(
+            *(found.region, found.offset, found.width, found.value, found.ns / 1e9),
+            interrupts=found.interrupts,
+        )
+
+    def watch(self) -> None:
+        """Tell the device of a client that waits since it wrote something."""
+        if not self._closed and lib.vdcm_session_silent(self._native, SILENCE_NS):
+            written = self.written()
+            if written is not None:
+                self.device.silent(written)
 
     def start(self) -> None:
         """Begin to handle messages."""
