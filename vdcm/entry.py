@@ -78,13 +78,20 @@ class Entry:
         assert self.vdev is not None  # what STARTED means
         return self.vdev
 
-    def summary(self) -> dict[str, Any]:
-        """JSON-able, and what ``define`` takes. ``state`` is its ``life`` or, while it is started,
-        the VDEV's own: ready, attached or resetting."""
-        state = self.life.value
+    @property
+    def state(self) -> str:
+        """Its ``life`` or, while it is started, the VDEV's own: ready, attached or resetting."""
         if self.life is Life.STARTED and self.vdev is not None:
-            state = self.vdev.state.value
-        summary = {**self.definition.to_json(), "state": state, "origin": self.origin.value}
+            return self.vdev.state.value
+        return self.life.value
+
+    def summary(self) -> dict[str, Any]:
+        """JSON-able, and what ``define`` takes."""
+        summary = {
+            **self.definition.to_json(),
+            "state": self.state,
+            "origin": self.origin.value,
+        }
         return {**summary, "reason": self.reason} if self.reason else summary
 
     def observe(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -36,7 +37,7 @@ from vdcm.parent import Parent, build, set_properties
 from vdcm.properties import PropertyError, properties_of
 from vdcm.store import Store
 from vdcm.transport import Endpoint, Transport
-from vdcm.vdev import Vdev
+from vdcm.vdev import Vdev, VdevState
 
 log = logging.getLogger("vdcm.manager")
 
@@ -356,6 +357,10 @@ class Manager:
         """The VDEVs that are started, in the order in which they were defined."""
         return [entry for entry in self._entries.values() if entry.life is Life.STARTED]
 
+    def states(self) -> Mapping[str, int]:
+        """How many VDEVs there are in each state that a summary can have."""
+        return {**_NONE, **Counter(entry.state for entry in self._entries.values())}
+
     def show(self, name: str) -> dict[str, Any]:
         """All there is to know of a VDEV, JSON-able: its summary and, while it is started,
         ``Vdev.describe()``."""
@@ -442,6 +447,15 @@ class Manager:
         for one in found:
             one["available"] = self._parent(one["parent"]).available(one["type"])
         return found
+
+
+_NONE: Final = dict.fromkeys(
+    [
+        *(life.value for life in Life if life is not Life.STARTED),
+        *(state.value for state in VdevState if state is not VdevState.CLOSED),
+    ],
+    0,
+)
 
 
 def _close(what: Vdev | Parent) -> None:

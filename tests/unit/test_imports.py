@@ -27,7 +27,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"catalog", "entry"}),
     frozenset({"manager"}),
     frozenset({"snapshot", "trace"}),
-    frozenset({"control", "serving", "rates"}),
+    frozenset({"control", "serving", "rates", "metrics"}),
     frozenset({"doctor", "new", "qemu_args"}),
     frozenset({"cli"}),
     frozenset({"testing"}),

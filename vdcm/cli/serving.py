@@ -6,6 +6,8 @@ import asyncio
 import logging
 import signal
 import sys
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -15,6 +17,7 @@ from vdcm.cli.common import table
 from vdcm.control import ControlServer
 from vdcm.definition import Definition, control_path, implicit_parents, load, state_folder
 from vdcm.entry import Listener
+from vdcm.errors import PrerequisiteError, VdcmError
 from vdcm.events import Observer
 from vdcm.manager import Manager
 from vdcm.parent import models
@@ -57,6 +60,16 @@ def serve(
     trace: Annotated[
         bool, typer.Option("--trace", help="Print every access, interrupt and DMA map.")
     ] = False,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            "--metrics",
+            envvar="VDCM_METRICS",
+            metavar="[HOST:]PORT",
+            help="Answer Prometheus there; without HOST for this machine only.",
+            show_default=False,
+        ),
+    ] = None,
     log_level: Annotated[
         str, typer.Option("--log-level", metavar="|".join(LEVELS), help="What to log to stderr.")
     ] = "info",
@@ -71,6 +84,7 @@ def serve(
     if log_level.lower() not in LEVELS:
         raise typer.BadParameter(f"{log_level} is none of {', '.join(LEVELS)}")
     log_to_stderr(log_level.upper())
+    measured = _metrics(metrics) if metrics is not None else _no_metrics
     if file is not None:
         definition = load(file)
     else:
@@ -78,10 +92,33 @@ def serve(
         definition = Definition(None, parents, (), control_path())
     store = Store((state or state_folder()).absolute())
     path = control.absolute() if control is not None else definition.control
-    raise typer.Exit(asyncio.run(_serve(definition, store, path, trace)))
+    raise typer.Exit(asyncio.run(_serve(definition, store, path, trace, measured)))
 
 
-async def _serve(definition: Definition, store: Store, control: Path, trace: bool) -> int:
+Measured = Callable[[Manager], AbstractAsyncContextManager[object]]
+
+
+def _metrics(address: str) -> Measured:
+    try:
+        from vdcm import metrics
+    except ModuleNotFoundError as error:
+        raise PrerequisiteError(
+            f"--metrics needs {error.name}, which is not installed: pip install 'vdcm[metrics]'"
+        ) from error
+    try:
+        host, port = metrics.parse_address(address)
+    except VdcmError as error:
+        raise typer.BadParameter(f"--metrics {error}") from error
+    return lambda manager: metrics.MetricsServer(manager, host, port)
+
+
+def _no_metrics(_manager: Manager) -> AbstractAsyncContextManager[object]:
+    return nullcontext()
+
+
+async def _serve(
+    definition: Definition, store: Store, control: Path, trace: bool, measured: Measured
+) -> int:
     manager = Manager(store)
     limit = raise_descriptor_limit()
 
@@ -100,7 +137,7 @@ async def _serve(definition: Definition, store: Store, control: Path, trace: boo
 
     try:
         manager.adopt(definition)
-        async with ControlServer(manager, control):
+        async with ControlServer(manager, control), measured(manager):
             manager.recall()
             if trace:
                 logging.getLogger("vdcm.trace").setLevel(logging.INFO)  # whatever --log-level is
