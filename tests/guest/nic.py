@@ -139,7 +139,9 @@ class Pair:
     def ping(self, to: str, size: int = 56) -> None:
         """From a: all of them come back."""
         self.server.wait_for("they know each other", lambda: self.answers(to))
-        self.a.machine.check(f"ping -q -c 20 -i 0.01 -s {size} {to} | grep ' 0% packet loss'")
+        said = self.a.machine.run(f"ping -c 20 -i 0.05 -s {size} {to}", timeout=40).output
+        counted = self.a.counters(), self.b.counters()
+        assert " 0% packet loss" in said, f"{said}\n{counted}"
 
     def copy(
         self, source: Nic, to: Nic, megabytes: int, addresses: tuple[str, str] = ADDRESSES

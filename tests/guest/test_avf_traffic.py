@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,6 +54,20 @@ def iperf3(pair: Pair, *words: str, amount: str = f"-t {SECONDS}") -> dict[str, 
 def test_ping(pair: Pair, size: int) -> None:
     for to in pair.ADDRESSES[1], pair.ADDRESSES6[1]:
         pair.ping(to, size)
+
+
+def test_a_capture_of_pings(pair: Pair, tmp_path: Path) -> None:
+    file = tmp_path / "a.pcap"
+    pair.server.set(pair.a.name, pcap=str(file))
+    pair.ping(pair.ADDRESSES[1], 1000)
+    pair.server.set(pair.a.name, pcap="")
+    data, kinds = file.read_bytes()[24:], []
+    while data:
+        length = int.from_bytes(data[8:12], "little")
+        frame, data = data[16 : 16 + length], data[16 + length :]
+        if length == 1042 and frame[23] == 1:  # ICMP
+            kinds.append(frame[34])
+    assert kinds.count(8) == kinds.count(0) == 20  # echo requests and replies
 
 
 def test_they_have_four_queues_each_and_use_them(pair: Pair) -> None:

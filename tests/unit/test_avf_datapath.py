@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import avf_machine as avf
 import pytest
 from avf_machine import Driver, LocalBus
 
-from vdcm import Adi, Identity, ParentFunction, Pasid, Report, ScalableIov
+from vdcm import Adi, Identity, ParentFunction, Pasid, PropertyError, Report, ScalableIov
 from vdcm.parent import build
 from vdcm_devices.avf.datapath import Filters, Offloads, Rss, RxQueue, Statistics, TxQueue
 from vdcm_devices.avf.driver import AvfDriver
@@ -24,6 +25,8 @@ class Recorder:
         self.adi = adi
         self.told: list[tuple[Any, ...]] = []
         self.pages: memoryview | None = None
+        self.capturing = False
+        self.records: list[bytes] = []
 
     def since(self) -> list[tuple[Any, ...]]:
         told, self.told = self.told, []
@@ -56,6 +59,12 @@ class Recorder:
 
     def set_link(self, up: bool) -> None:
         self.told.append(("link", up))
+
+    def set_capture(self, on: bool) -> None:
+        self.capturing = on
+
+    def captured(self) -> bytes:
+        return self.records.pop() if self.records else b""
 
     def statistics(self) -> Statistics:
         return Statistics(rx_bytes=5, tx_unicast=7)
@@ -213,6 +222,25 @@ def test_filters_and_link(lab: Lab) -> None:
     assert filters.mac == lab.guest.resources.mac
     assert (filters.vlans, filters.check_source) == ({5}, False)
     assert filters.addresses == {filters.mac}
+
+
+def test_what_is_captured_is_in_a_file(lab: Lab, tmp_path: Path) -> None:
+    file = tmp_path / "web.pcap"
+    lab.vdev.pcap = str(file)
+    assert lab.path.capturing
+    lab.path.records = [b"two", b"one"]
+    lab.guest.start()
+    lab.guest.post(avf.REQUEST_QUEUES, struct.pack("<H", 5))  # another data path
+    assert lab.path.capturing
+    lab.path.records = [b"three"]
+    lab.vdev.pcap = ""
+    assert not lab.path.capturing
+    content = file.read_bytes()
+    assert content[:4] == struct.pack("=I", 0xA1B2C3D4)
+    assert content[24:] == b"onetwothree"
+    with pytest.raises(PropertyError, match="No such file"):
+        lab.vdev.pcap = f"{tmp_path}/no/folder"
+    assert lab.vdev.pcap == ""
 
 
 def test_statistics_are_answered_and_shown(lab: Lab) -> None:

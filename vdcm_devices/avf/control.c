@@ -138,6 +138,7 @@ void avf_port_free(avf_port *p)
     }
     *link = p->next;
     avf_unlock(p->its);
+    free(p->capture);
     free(p);
 }
 

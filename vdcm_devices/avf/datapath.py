@@ -139,6 +139,12 @@ class DataPath(Protocol):
     def statistics(self) -> Statistics:
         """The counters now."""
 
+    def set_capture(self, on: bool) -> None:
+        """Keep what is sent and received from now on, for ``captured``; or no longer."""
+
+    def captured(self) -> bytes:
+        """Take some records of a pcap file; empty: there are none."""
+
     def explain(self, report: Report) -> str:
         """A report of its C, in words."""
 

@@ -67,6 +67,8 @@ struct avf_address {
     avf_address *next; /* of the same bucket */
 };
 
+typedef struct avf_capture avf_capture;
+
 struct avf_port {
     avf_switch *its;
     avf_port *next;
@@ -94,6 +96,7 @@ struct avf_port {
     uint64_t types;
     uint32_t toeplitz[2 * AVF_HASHED][16]; /* of each half byte that is hashed */
     avf_counters counters;
+    avf_capture *capture; /* NULL: nobody wants it */
 };
 
 /* What a sender's descriptors say of one frame, and where it lies. */
@@ -271,6 +274,11 @@ void avf_set_key(avf_port *p, const uint8_t *key);
 int avf_forward(avf_switch *s, const avf_port *from, vdcm_worker *worker, avf_frame *f);
 /* May `from` send it? */
 bool avf_may_send(const avf_port *from, const avf_frame *f);
+
+/* ---- capture.c ------------------------------------------------------------------------------- */
+
+/* Keeps the frame, if somebody wants it. */
+void avf_capture_frame(avf_port *p, vdcm_worker *worker, const avf_frame *f);
 
 /* ---- receive.c ------------------------------------------------------------------------------- */
 

@@ -61,6 +61,8 @@ class Port:
         self._filters = Filters(bytes(6))
         self._offloads = Offloads()
         self._counted = Statistics()
+        self.capture_dropped = 0
+        """Frames that were not captured for want of room."""
 
     @property
     def address(self) -> int:
@@ -136,6 +138,18 @@ class Port:
             for name in vars(self._counted):
                 setattr(self._counted, name, int(getattr(found, name)))
         return self._counted
+
+    def set_capture(self, on: bool) -> None:
+        if self._native is not None:
+            _check(lib.avf_capture_set(self._native, on), "a capture")
+
+    def captured(self) -> bytes:
+        if self._native is None:
+            return b""
+        found, dropped = ffi.new("uint8_t[]", 1 << 16), ffi.new("uint64_t *")
+        length = lib.avf_capture_take(self._native, found, 1 << 16, dropped)
+        self.capture_dropped = int(dropped[0])
+        return bytes(ffi.buffer(found, length))
 
     def explain(self, report: Report) -> str:
         found: Any = ffi.from_buffer("avf_offence *", report.data)

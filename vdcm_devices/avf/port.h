@@ -122,6 +122,12 @@ typedef struct {
 } avf_uplink_counters;
 void avf_uplink_count(avf_uplink *u, avf_uplink_counters *out);
 
+/* What the port sends and receives is kept as records of a pcap file, 1 MiB of them at most; again: from
+ * the beginning. -ENOMEM: as before. */
+int avf_capture_set(avf_port *p, bool on);
+/* Takes up to `most` bytes of it, 0 if there are none; *dropped: frames that there was no room for. */
+uint32_t avf_capture_take(avf_port *p, uint8_t *to, uint32_t most, uint64_t *dropped);
+
 /* What a report says of a driver that has broken its queue (the datasheet's malicious driver
  * detection): its code, with an avf_offence. Nothing of the port goes on then until avf_reset(). */
 enum {

@@ -102,6 +102,7 @@ static int64_t forward(avf_port *p, vdcm_worker *worker, avf_frame *f)
     int sent;
 
     count(p, f);
+    avf_capture_frame(p, worker, f);
     sent = avf_forward(p->its, p, worker, f);
     return sent < 0 ? sent : (int64_t)f->length * (sent > 1 ? sent : 1);
 }

@@ -100,6 +100,7 @@ static int offer(const avf_port *from, vdcm_worker *worker, avf_port *to, const 
     }
     if (error == 0) {
         count(to, f);
+        avf_capture_frame(to, worker, f);
     }
     return error == 0;
 }

@@ -28,6 +28,7 @@ from vdcm import (
     Vdev,
 )
 from vdcm_devices.avf.adminq import AdminQueues
+from vdcm_devices.avf.capture import INTERVAL, Capture
 from vdcm_devices.avf.channel import Channel
 from vdcm_devices.avf.codes import ResetState
 from vdcm_devices.avf.driver import PAIRS, AvfDriver, vsi_type
@@ -74,6 +75,9 @@ class AvfVdev(Vdev):
     vf_reset = Property(
         False, doc="Set it to have the function reset, which the guest's driver is told before."
     )
+    pcap = Property(
+        "", doc="A file, made anew, for the frames that it sends and receives; empty: none."
+    )
     weight = Property(16, minimum=1, maximum=255, doc="Share of the work under contention.")
     rate = Property(0, maximum=(1 << 50) - 1, doc="Bytes a second; 0: no limit.")
 
@@ -88,6 +92,7 @@ class AvfVdev(Vdev):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._adi: Adi | None = None
         self._vsi: Vsi | None = None
+        self._capture: Capture | None = None
         self.complaints = 0
         self.last_complaint = ""
         self._home: AvfDriver | None = None  # whose ADI it has, and which knows its address
@@ -138,6 +143,7 @@ class AvfVdev(Vdev):
         path = self._avf.path(adi)
         path.attach(self.bars[0].view(0, AvfRegisters.BASE))
         path.set_link(self.link)
+        path.set_capture(self._capture is not None)
         self._vsi = Vsi(adi.index % 0xFFFF + 1, pairs, self._policy, self)
         self._vsi.attach(path)
         self.set_qos(self.weight, self.rate)
@@ -163,6 +169,7 @@ class AvfVdev(Vdev):
     def _regroup(self, pairs: int) -> None:
         before, adi = self.vsi.pairs, self._adi
         self._begin_reset(f"the driver asks for {pairs} queue pairs instead of {before}")
+        self._write_captured()
         if adi is not None:
             self.remove_adi(adi)
         try:
@@ -213,6 +220,49 @@ class AvfVdev(Vdev):
 
     def on_set_rate(self, rate: int) -> None:
         self.set_qos(self.weight, rate)
+
+    # The capture.
+
+    def on_set_pcap(self, path: str) -> None:
+        self._end_capture()
+        if not path:
+            return
+        try:
+            self._capture = Capture(Path(path))
+        except OSError as error:
+            vars(self)["pcap"] = ""
+            raise PropertyError(f"{self.name}: pcap={path}: {error.strerror}") from error
+        self.vsi.path.set_capture(True)
+        self._drain_later(self._capture)
+
+    def _drain_later(self, capture: Capture) -> None:
+        with suppress(RuntimeError):  # without a loop, at the end
+            asyncio.get_running_loop().call_later(INTERVAL, self._drain, capture)
+
+    def _drain(self, capture: Capture) -> None:
+        if capture is self._capture:
+            self._write_captured()
+            self._drain_later(capture)
+
+    def _write_captured(self) -> None:
+        if self._capture is None:
+            return
+        try:
+            self._capture.drain(self.vsi.path)
+        except OSError as error:
+            log.warning("%s: %s ends: %s", self.name, self.pcap, error.strerror)
+            vars(self)["pcap"] = ""
+            self._forget_capture()
+
+    def _end_capture(self) -> None:
+        self._write_captured()
+        self._forget_capture()
+
+    def _forget_capture(self) -> None:
+        if self._capture is not None:
+            self.vsi.path.set_capture(False)
+            self._capture.close()
+            self._capture = None
 
     # Resets.
 
@@ -369,6 +419,7 @@ class AvfVdev(Vdev):
         return described
 
     def close(self) -> None:
+        self._end_capture()
         super().close()
         if self.session is None:
             self._vsi = self._adi = None
