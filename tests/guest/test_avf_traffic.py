@@ -82,7 +82,8 @@ def test_they_have_four_queues_each_and_use_them(pair: Pair) -> None:
 
 @pytest.mark.parametrize(("direction", "flows"), [("", 1), ("-R", 1), ("", 4), ("--bidir", 4)])
 def test_tcp(pair: Pair, direction: str, flows: int) -> None:
-    received = iperf3(pair, direction, f"-P {flows}")["sum_received"]
+    amount = f"-t {SECONDS}" if SOAK else "-n 4M"
+    received = iperf3(pair, direction, f"-P {flows}", amount=amount)["sum_received"]
     assert received["bytes"] > 1_000_000
 
 
