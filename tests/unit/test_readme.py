@@ -38,7 +38,7 @@ def shell_words(text: str) -> list[str]:
 
 DEVICE, CLIENT = blocks("python")
 (YAML,) = blocks("yaml")
-(XML,) = blocks("xml")
+(XML,) = pages.blocks(ROOT / "docs/howto-libvirt.md", "xml")
 
 
 @pytest.fixture

@@ -13,18 +13,23 @@ class Package:
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder = folder / "package"
-        self._target = folder / "target"
+        self.target = folder / "target"
         self.run("vdcm", "new", name, "--directory", str(self.folder), cwd=folder)
-        pip = ("pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps")
-        # Its build back-end is here: nothing is fetched.
-        self.run(*pip, "--no-build-isolation", "--target", str(self._target), ".")
+        self.install()
 
-    def run(self, module: str, *arguments: str, cwd: Path | None = None) -> str:
-        """What ``python -m module`` prints, in its folder; it has to end well."""
+    def install(self) -> None:
+        """Install it as it is now; what can import from ``target`` has it."""
+        pip = ("pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--upgrade")
+        # Its build back-end is here: nothing is fetched.
+        self.run(*pip, "--no-build-isolation", "--target", str(self.target), ".")
+
+    def run(self, module: str, *arguments: str, cwd: Path | None = None, text: str = "") -> str:
+        """What ``python -m module`` prints, given ``text``, in its folder; it has to end well."""
         done = subprocess.run(
             [sys.executable, "-m", module, *arguments],
+            input=text,
             cwd=cwd or self.folder,
-            env={**os.environ, "PYTHONPATH": str(self._target)},
+            env={**os.environ, "PYTHONPATH": str(self.target)},
             capture_output=True,
             text=True,
             timeout=100,

@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-TEXT = (Path(__file__).parents[2] / "docs/testing.md").read_text()
+from pages import ROOT, blocks
+
+PAGE = ROOT / "docs/testing.md"
+TEXT = PAGE.read_text()
 EXAMPLES = {
-    re.findall(r"^def (test_\w+)", code, re.MULTILINE)[0]: code
-    for code in re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    re.findall(r"^def (test_\w+)", code, re.MULTILINE)[0]: code for code in blocks(PAGE, "python")
 }
 """By the name of the test."""
 
