@@ -137,6 +137,7 @@ static const vdcm_services services = {
     .handle = handle,
     .kick = vdcm_queue_kick,
     .on_behalf = on_behalf,
+    .now = vdcm_now,
 };
 
 uintptr_t vdcm_services_table(void)

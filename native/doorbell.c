@@ -46,6 +46,18 @@ static uint64_t now_ns(void)
     return read_clock(CLOCK_MONOTONIC);
 }
 
+static __thread uint64_t frozen;
+
+void vdcm_freeze_clock(uint64_t ns)
+{
+    frozen = ns;
+}
+
+uint64_t vdcm_now(void)
+{
+    return frozen != 0 ? frozen : now_ns();
+}
+
 uint64_t vdcm_sweep_longest_nap(const vdcm_sweep *s, uint64_t spent_ns)
 {
     uint64_t nap = spent_ns < s->nap_ns ? (spent_ns + WAKE_NS) * IDLE_SHARE : s->nap_ns;
@@ -280,32 +292,54 @@ vdcm_sweep *vdcm_sweep_new_stepped(uint64_t spin_ns, uint64_t nap_ns)
     return s;
 }
 
-vdcm_sweep *vdcm_sweep_new(uint64_t spin_ns, uint64_t nap_ns)
+int vdcm_sweep_resume(vdcm_sweep *s)
 {
-    vdcm_sweep *s = vdcm_sweep_new_stepped(spin_ns, nap_ns);
     sigset_t all;
     sigset_t before;
     int error;
 
-    if (s == NULL) {
-        return NULL;
-    }
     /* Signals are the main thread's; those that a thread causes itself cannot be put off. */
     sigfillset(&all);
     sigdelset(&all, SIGBUS);
     sigdelset(&all, SIGSEGV);
     sigdelset(&all, SIGFPE);
     sigdelset(&all, SIGILL);
+    atomic_store(&s->stopping, false);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     error = pthread_create(&s->thread, NULL, sweep, s);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (error != 0) {
-        vdcm_sweep_free(s);
-        errno = error;
-        return NULL;
+        return -error;
     }
     s->threaded = true;
     pthread_setname_np(s->thread, "vdcm-sweep");
+    return 0;
+}
+
+void vdcm_sweep_hold(vdcm_sweep *s)
+{
+    if (s->threaded) {
+        atomic_store(&s->stopping, true);
+        vdcm_sweep_wake(s);
+        pthread_join(s->thread, NULL);
+        s->threaded = false;
+    }
+}
+
+vdcm_sweep *vdcm_sweep_new(uint64_t spin_ns, uint64_t nap_ns)
+{
+    vdcm_sweep *s = vdcm_sweep_new_stepped(spin_ns, nap_ns);
+    int error;
+
+    if (s == NULL) {
+        return NULL;
+    }
+    error = vdcm_sweep_resume(s);
+    if (error != 0) {
+        vdcm_sweep_free(s);
+        errno = -error;
+        return NULL;
+    }
     return s;
 }
 
@@ -314,11 +348,7 @@ void vdcm_sweep_free(vdcm_sweep *s)
     if (s == NULL) {
         return;
     }
-    if (s->threaded) {
-        atomic_store(&s->stopping, true);
-        vdcm_sweep_wake(s);
-        pthread_join(s->thread, NULL);
-    }
+    vdcm_sweep_hold(s);
     vdcm_reader_free(s->worker.reader);
     if (s->event_fd >= 0) {
         close(s->event_fd);

@@ -124,6 +124,11 @@ struct vdcm_sweep {
     pthread_t thread;
 };
 
+/* ---- doorbell.c ---- */
+
+/* services->now(). */
+uint64_t vdcm_now(void);
+
 /* ---- sweep.c ---- */
 
 /* For what takes some instructions: others yield until it is over. */

@@ -16,7 +16,7 @@
 #include <stdint.h>
 
 enum {
-    VDCM_FASTPATH_ABI = 3,
+    VDCM_FASTPATH_ABI = 4,
     VDCM_REPORT_SIZE = 64,      /* bytes of the longest report */
     VDCM_HOLD_LIMIT = 256 << 10 /* bytes to work on between two leave() */
 };
@@ -86,6 +86,9 @@ typedef struct vdcm_services {
      */
     int (*on_behalf)(vdcm_worker *worker, vdcm_queue *queue,
                      int (*body)(void *argument, vdcm_worker *other), void *argument);
+    /* Monotonic time in ns. What depends on time asks here: a recorded device is given the same
+     * times again when it is replayed. From any thread. */
+    uint64_t (*now)(void);
 } vdcm_services;
 
 /* What a device implements. `queue` is its own, handed over when the queue was made. */

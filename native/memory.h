@@ -4,6 +4,7 @@
  *   aspace.c  what a client has mapped for DMA, and the domains that are made of such memory
  *   pasid.c   PASID -> domain, the readers that go that way, and guest PASID -> host PASID
  *   faults.c  accesses that fail on purpose, for tests
+ *   tape.c    a domain whose pages come from Python: one that is recorded, or replayed
  *
  * A domain is an address domain as in Scalable IOV, 2.2: what a PASID stands for. The control side
  * (the thread that serves the clients) changes domains; sweep threads reach memory through them at
@@ -98,6 +99,15 @@ int vdcm_fault_remove(vdcm_domain *domain, uint32_t number);
 /* How many have failed by it so far. -ENOENT as above. */
 int vdcm_fault_hits(vdcm_domain *domain, uint32_t number, uint64_t *hits);
 
+/* ---- tape.c: a domain whose pages come from Python ------------------------------------------- */
+
+/*
+ * From now on vdcm_reach() asks vdcm_on_reach() for pages of `domain`, with `owner`, until the domain
+ * is freed; so whoever reaches it has to be on a thread that Python may run on. -EBUSY while it has
+ * faults.
+ */
+int vdcm_tape_begin(vdcm_domain *domain, void *owner);
+
 /* ---- pasid.c: PASID -> domain ------------------------------------------------------------- */
 
 enum {
@@ -147,6 +157,10 @@ bool vdcm_pasid_map_holds(vdcm_pasid_map *map, uint32_t host);
 
 /* cffi: end */
 
+/* In Python (pasid.py): where the page at `page` lies, valid until the step or call that reaches it
+ * is over. 0 or an errno. */
+int vdcm_on_reach(void *owner, uint64_t page, bool write, void **memory);
+
 #include <stdatomic.h>
 
 /*
@@ -169,6 +183,7 @@ struct vdcm_domain {
      * inside vdcm_guarded(). */
     int (*reach)(vdcm_domain *domain, vdcm_reader *reader, uint64_t iova, uint64_t length,
                  bool write, void **memory, uint64_t *here);
+    void *tape;                 /* NULL: none; its owner */
     struct vdcm_faults *faults; /* NULL: none; control side, and `reach` while there are some */
 };
 

@@ -61,6 +61,15 @@ uint64_t vdcm_sweep_longest_nap(const vdcm_sweep *s, uint64_t spent_ns);
  * when the rate limit lets something (UINT64_MAX: there is no work).
  */
 uint64_t vdcm_sweep_step(vdcm_sweep *s, uint64_t now_ns, uint64_t *wait_ns);
+/* Ends the thread: from now on vdcm_sweep_step() alone does something. */
+void vdcm_sweep_hold(vdcm_sweep *s);
+/* A thread again. 0 or an errno, negative. */
+int vdcm_sweep_resume(vdcm_sweep *s);
+/*
+ * For what the calling thread does from now on it is `ns` (CLOCK_MONOTONIC), wherever a device's C asks
+ * services->now(): 0 for the time that it is.
+ */
+void vdcm_freeze_clock(uint64_t ns);
 /* Its ADIs must have been freed. */
 void vdcm_sweep_free(vdcm_sweep *s);
 /* Readable when an ADI has something to say (vdcm_sweep_ready). */

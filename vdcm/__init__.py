@@ -46,6 +46,7 @@ from vdcm.pci import (
 from vdcm.properties import Property, PropertyError
 from vdcm.registers import Access, BoundRegister, Field, Register, RegisterMap
 from vdcm.serving import serve
+from vdcm.surroundings import monotonic_ns, random_bytes
 from vdcm.sweep import Report, include_dir, services
 from vdcm.vdev import Vdev
 
@@ -99,6 +100,8 @@ __all__ = [
     "VendorSpecific",
     "VendorSpecificExtended",
     "include_dir",
+    "monotonic_ns",
+    "random_bytes",
     "serve",
     "services",
     "wake_latency",

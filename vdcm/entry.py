@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
 from vdcm.definition import VdevDefinition
 from vdcm.errors import StateError
 from vdcm.events import Event, Observer
+from vdcm.transport import Servable
 from vdcm.vdev import Vdev
 
 
@@ -20,6 +21,22 @@ class Listener:
 
     observer_of: Callable[[str], Observer]
     accesses: bool = True
+
+
+class Stage(Protocol):
+    """What a VDEV is made and run on, if not just on the event loop: that of a record."""
+
+    def make(self, compose: Callable[[], Vdev]) -> Vdev:
+        """The VDEV that ``compose`` makes."""
+
+    def front(self, vdev: Vdev) -> Servable:
+        """What is served in its place."""
+
+    def act(self, what: str, values: Mapping[str, Any], do: Callable[[], None]) -> None:
+        """Have the host do something to it: ``set`` its properties to ``values``, or ``reset``."""
+
+    def close(self) -> None:
+        """The VDEV has been closed, or could not be made."""
 
 
 class Life(Enum):
@@ -51,7 +68,7 @@ class Entry:
     """A VDEV of this process. ``vdev`` is there while it is started (a script's always is).
 
     ``reason``: why it is FAILED. ``listeners``: who traces it, also before it is started.
-    ``real_path``: its socket's, without symbolic links.
+    ``real_path``: its socket's, without symbolic links. ``stage``: for as long as it is started.
     """
 
     definition: VdevDefinition
@@ -61,6 +78,9 @@ class Entry:
     reason: str = ""
     listeners: list[Listener] = field(default_factory=list)
     real_path: str = ""
+    stage: Stage | None = None
+    used: bool = False
+    """Guests have used it since the server was started."""
 
     @property
     def name(self) -> str:
@@ -93,6 +113,13 @@ class Entry:
             "origin": self.origin.value,
         }
         return {**summary, "reason": self.reason} if self.reason else summary
+
+    def act(self, what: str, values: Mapping[str, Any], do: Callable[[], None]) -> None:
+        """Have the host do something to the VDEV (``Stage.act``)."""
+        if self.stage is not None:
+            self.stage.act(what, values, do)
+        else:
+            do()
 
     def observe(self) -> None:
         """Have the VDEV observed if somebody listens: one that nobody listens to pays nothing."""

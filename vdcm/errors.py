@@ -13,6 +13,7 @@ VdcmError
 ├── TransportError      a socket or a client failed
 │   └── ProtocolError   the peer broke the vfio-user protocol, or refused a request
 ├── DeferredError       a device does not take a write now; the client is to repeat it (EAGAIN)
+├── RecordingError      a record of a session cannot be made, or used; names the file
 ├── DmaError            guest memory cannot be reached; names PASID, address and length
 └── ControlError        a control request was refused
 """
@@ -69,6 +70,10 @@ class ProtocolError(TransportError):
     def __init__(self, message: str, errno: int = 0) -> None:
         super().__init__(message)
         self.errno = errno
+
+
+class RecordingError(VdcmError):
+    """A record of a session cannot be made, or cannot be used."""
 
 
 class DmaError(VdcmError):

@@ -83,6 +83,7 @@ class HostDriver:
         self.wake_us = NAP_US
         """Of the sweeps that are made from now on: as a parent's ``wake_latency``."""
         self._sweeps: list[Sweep] = []
+        self._held = False
         self._groups: dict[str, Group] = {}
         self._channels: set[str] = set()
         function.enable()
@@ -384,6 +385,25 @@ class HostDriver:
             self.on_enable(adi)
             self._enter(adi, AdiState.SUSPENDED)
 
+    # Stepping it, instead of letting threads run.
+
+    def hold_sweeps(self) -> None:
+        """End the sweep threads: from now on ``sweeps`` are to be stepped."""
+        self._held = True
+        for sweep in self._sweeps:
+            sweep.hold()
+
+    def resume_sweeps(self) -> None:
+        """Undo ``hold_sweeps``."""
+        self._held = False
+        for sweep in self._sweeps:
+            sweep.resume()
+
+    @property
+    def sweeps(self) -> Sequence[Sweep]:
+        """Those that there are."""
+        return self._sweeps
+
     # What a device's driver adds.
 
     def on_generation(self, generation: str) -> None:
@@ -484,6 +504,8 @@ class HostDriver:
                     return adi.path.sweep
         if len(self._sweeps) < self._workers and all(map(len, self._sweeps)):
             self._sweeps.append(Sweep(nap_us=self.wake_us))
+            if self._held:
+                self._sweeps[-1].hold()
         return min(self._sweeps, key=len)
 
     def _close_group(self, owner: str) -> None:

@@ -162,6 +162,8 @@ class Interrupts:
         """Called when the INTx line changes, for the Interrupt Status bit."""
         self.on_msi_pending: Callable[[int], None] | None = None
         """Called when MSI's pending bits change, with all of them."""
+        self.collected = False
+        """Messages of ADIs are not delivered by themselves, but by ``collect``."""
         self.msix = msix_maps(self, msix) if msix else None
 
     # The device's side.
@@ -356,7 +358,12 @@ class Interrupts:
         for vector, connected in sources:
             if not self._blocked(kind, vector):
                 for source in connected:
-                    source.block(False)
+                    source.block(self.collected)
+
+    def collect(self) -> None:
+        """Deliver what messages of ADIs have come since, if they are ``collected``."""
+        if self.collected:
+            self._look_again(Irq.MSIX, tuple(self._sources))
 
     # The client's side.
 

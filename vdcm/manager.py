@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -31,12 +32,12 @@ from vdcm.definition import (
     type_properties,
     vdev_from_json,
 )
-from vdcm.entry import Entry, Life, Listener, Origin
+from vdcm.entry import Entry, Life, Listener, Origin, Stage
 from vdcm.errors import StateError, VdcmError
 from vdcm.parent import Parent, build, set_properties
 from vdcm.properties import PropertyError, properties_of
 from vdcm.store import Store
-from vdcm.transport import Endpoint, Transport
+from vdcm.transport import Endpoint, Servable, Transport
 from vdcm.vdev import Vdev, VdevState
 
 log = logging.getLogger("vdcm.manager")
@@ -198,7 +199,7 @@ class Manager:
         self._forget(entry)
         for name in entry.definition.parents:
             try:
-                self._parent(name).forget(entry.name)
+                self.parent(name).forget(entry.name)
             except Exception:  # what the parent keeps is left as it is, and the others forget
                 log.exception("%s: its parent %s failed to forget it", entry.name, name)
 
@@ -218,13 +219,15 @@ class Manager:
 
     # Start and stop.
 
-    def start(self, name: str) -> dict[str, Any]:
-        """Compose a VDEV and serve it on its socket; its summary.
+    def start(self, name: str, stage: Stage | None = None) -> dict[str, Any]:
+        """Compose a VDEV and serve it on its socket, on ``stage`` if there is one; its summary.
 
         Raises StateError if it is started, VdcmError with the reason if it cannot be composed,
         TransportError if the socket cannot be had. It is FAILED then, and holds nothing.
         """
         entry = self.entry(name)
+        entry.need("starting", Life.DEFINED, Life.FAILED)
+        entry.stage = stage
         self._start(entry)
         return entry.summary()
 
@@ -261,21 +264,27 @@ class Manager:
         entry.life, entry.reason = Life.STARTING, ""
         try:
             if entry.vdev is None:
-                entry.vdev = self._compose(entry.definition)
+                entry.vdev = self._compose(entry)
             entry.observe()
-            self._serve(entry.vdev, entry.definition.path)
+            served = entry.stage.front(entry.vdev) if entry.stage is not None else entry.vdev
+            self._serve(served, entry.definition.path)
         except BaseException as error:
             self._close_vdev(entry)
             entry.life, entry.reason = Life.FAILED, str(error)
             raise
         entry.life = Life.STARTED
 
-    def _compose(self, definition: VdevDefinition) -> Vdev:
-        first, *spare = [self._parent(name) for name in definition.parents]
-        with _blame(f"VDEV {definition.name} of type {definition.type}"):
+    def _compose(self, entry: Entry) -> Vdev:
+        definition = entry.definition
+        first, *spare = [self.parent(name) for name in definition.parents]
+
+        def create() -> Vdev:
             return first.create(definition.type, definition.name, definition.properties, spare)
 
-    def _serve(self, vdev: Vdev, path: Path) -> None:
+        with _blame(f"VDEV {definition.name} of type {definition.type}"):
+            return entry.stage.make(create) if entry.stage is not None else create()
+
+    def _serve(self, vdev: Servable, path: Path) -> None:
         if path.parent == runtime_folder():
             make_runtime_folder()
         if self._transport is None:
@@ -302,12 +311,16 @@ class Manager:
 
     def _close_vdev(self, entry: Entry) -> None:
         """Give a VDEV back, but not one that we could not make again."""
-        vdev = entry.vdev
-        if vdev is None or entry.origin is Origin.SCRIPT:
+        vdev, stage = entry.vdev, entry.stage
+        if entry.origin is Origin.SCRIPT:
             return
-        entry.vdev = None
-        _close(vdev)
-        vdev.observe(None)
+        entry.vdev = entry.stage = None
+        if vdev is not None:
+            entry.used = entry.used or vdev.counters()["clients"] != 0
+            _close(vdev)
+            vdev.observe(None)
+        if stage is not None:
+            stage.close()
 
     def close(self) -> None:
         """Stop and close all VDEVs. Twice is harmless."""
@@ -388,7 +401,7 @@ class Manager:
                     raise StateError(f"{entry.name} is started; setting {key} needs it stopped")
         if entry.vdev is not None:
             with _blame(entry.name):
-                set_properties(entry.vdev, parsed)
+                entry.act("set", parsed, partial(set_properties, entry.vdev, parsed))
         else:
             merged = {**entry.definition.properties, **parsed}
             self._redefine(entry, replace(entry.definition, properties=merged))
@@ -402,9 +415,10 @@ class Manager:
 
     def reset(self, name: str) -> None:
         """Reset the function, as the guest could; StateError if it is not started."""
-        vdev = self.entry(name).running("resetting")
+        entry = self.entry(name)
+        vdev = entry.running("resetting")
         with _blame(name):
-            vdev.reset()
+            entry.act("reset", {}, vdev.reset)
 
     def listen(self, listener: Listener, names: Sequence[str] | None = None) -> Callable[[], None]:
         """Give ``listener`` the events of some VDEVs, or of all, those to come too; returns what
@@ -428,7 +442,18 @@ class Manager:
 
     # Parents.
 
-    def _parent(self, name: str) -> Parent:
+    def renew_parent(self, name: str) -> None:
+        """Make a parent anew when it is needed next; no VDEV of it is started. What it keeps for
+        those that are not is kept: then it stays."""
+        parent = self.parents.get(name)
+        if parent is not None and not any(parent.keeps(one.name) for one in self._called.values()):
+            _close(self.parents.pop(name))
+
+    def parent_definition(self, name: str) -> ParentDefinition:
+        """What the parent of that name is made of."""
+        return self._known[name]
+
+    def parent(self, name: str) -> Parent:
         """A parent, made if it has not been needed yet."""
         if name not in self.parents:
             self.parents[name] = _make_parent(self._known[name])
@@ -437,7 +462,7 @@ class Manager:
     def describe_parents(self) -> list[dict[str, Any]]:
         """The parents by name, each as ``catalog.describe_parent``."""
         known = sorted(self._known.values(), key=lambda one: one.name)
-        return [describe_parent(one, self._parent(one.name)) for one in known]
+        return [describe_parent(one, self.parent(one.name)) for one in known]
 
     def describe_types(self, parent: str | None = None) -> list[dict[str, Any]]:
         """``catalog.describe_types`` of all parents, or of one, with ``available``: how many more
@@ -445,7 +470,7 @@ class Manager:
         names = check_parents([parent], self._known) if parent is not None else self._known
         found = describe_types(self._known[name] for name in names)
         for one in found:
-            one["available"] = self._parent(one["parent"]).available(one["type"])
+            one["available"] = self.parent(one["parent"]).available(one["type"])
         return found
 
 

@@ -95,6 +95,11 @@ class Parent(Configurable):
         drivers = [parent.driver for parent in (self, *spare) if parent.driver is not None]
         return build(kind.model, name, properties, drivers=drivers, **kind.arguments)
 
+    def keeps(self, vdev: str) -> bool:
+        """Is there something kept for the VDEV of that name while it is not started?"""
+        del vdev
+        return False
+
     def forget(self, vdev: str) -> None:
         """The VDEV of that name is defined no more: what is kept for it while it is not started,
         its data above all, is to go."""

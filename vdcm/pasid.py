@@ -8,6 +8,8 @@ sweep looks it up; here is who may enter what into it.
 from __future__ import annotations
 
 import errno
+import logging
+import mmap
 import os
 from collections.abc import Mapping
 from enum import IntEnum
@@ -16,6 +18,8 @@ from typing import Any, Final, Protocol
 
 from vdcm._native import ffi, lib
 from vdcm.errors import DmaError, StateError
+
+log = logging.getLogger("vdcm.pasid")
 
 PASID_BITS: Final = 20
 PASID_LIMIT: Final = 1 << PASID_BITS
@@ -32,6 +36,38 @@ class Translation(IntEnum):
     NESTED = lib.VDCM_NESTED
 
 
+class Page:
+    """A page of memory of our own that C may be given in place of the guest's."""
+
+    SIZE: Final = mmap.PAGESIZE
+
+    def __init__(self) -> None:
+        self.data: Final = mmap.mmap(-1, self.SIZE)
+        self._keep: Final = ffi.from_buffer(self.data)
+        self.address: Final = int(ffi.cast("uintptr_t", self._keep))
+
+
+class PageSource(Protocol):
+    """Where the pages of a domain on tape come from (native/tape.c)."""
+
+    def reach(self, address: int, *, write: bool) -> Page:
+        """What stands for the page at ``address``; DmaError if there is none. It is C's until the
+        call or step is over that has asked for it."""
+
+
+@ffi.def_extern(error=errno.EFAULT)  # type: ignore[untyped-decorator]
+def vdcm_on_reach(owner: Any, page: int, write: bool, memory: Any) -> int:
+    source: PageSource = ffi.from_handle(owner)
+    try:
+        memory[0] = ffi.cast("void *", source.reach(page, write=write).address)
+    except DmaError:
+        return errno.EFAULT
+    except Exception:
+        log.exception("a page at %#x", page)
+        return errno.EFAULT
+    return 0
+
+
 class Domain:
     """What C has of an address space of mapped memory: its kind, and the memory itself.
 
@@ -44,6 +80,14 @@ class Domain:
         self.native: Final = ffi.gc(lib.vdcm_domain_new(kind), lib.vdcm_domain_free)
         if self.native == ffi.NULL:
             raise MemoryError
+        self._tape: Any = None
+
+    def tape(self, source: PageSource) -> None:
+        """Have C get its pages from ``source``, for as long as there is this domain; who works with
+        it is on a thread that Python may run on. StateError while it has faults."""
+        self._tape = ffi.new_handle(source)
+        if lib.vdcm_tape_begin(self.native, self._tape):
+            raise StateError("the memory has faults (vdcm.testing): clear them first")
 
     def attach(self, memory: Any) -> None:
         """Stand for ``memory`` (a GuestMemory's ``native``) from now on; None: for none.

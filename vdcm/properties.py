@@ -90,6 +90,12 @@ class Property(Generic[Value]):
                 bounds = f"{self.minimum} to {number(self.maximum)}"
             raise PropertyError(f"{self.name} takes {bounds}, not {_short(number(value))}")
 
+    def outside(self, value: Value) -> bool:
+        """Does ``value`` name something outside of this process, a file above all? What is there is
+        not in a record of a session (vdcm.recording), and a replay does not touch it."""
+        del value
+        return False
+
     def parse(self, text: str) -> Value:
         """The value that ``text`` of a command line stands for; ints in any Python notation."""
         kind = type(self.default)

@@ -125,6 +125,7 @@ class Sweep:
         self._adis: dict[int, AdiPath] = {}
         self._next_id = 1
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._held = False
 
     def __len__(self) -> int:
         """How many ADIs it serves."""
@@ -132,13 +133,8 @@ class Sweep:
 
     def adi(self, on_event: Callable[[AdiPath], None], group: Group | None = None) -> AdiPath:
         """Make room for an ADI; ``on_event`` is called when it has reports or has drained."""
-        if self._loop is None:
-            try:
-                self._loop = asyncio.get_running_loop()
-            except RuntimeError:
-                pass  # a caller without a loop calls look()
-            else:
-                self._loop.add_reader(lib.vdcm_sweep_fd(self._native), self.look)
+        if self._loop is None and not self._held:
+            self._listen()
         part = group.part(self._native) if group is not None else ffi.NULL
         native = lib.vdcm_adi_new(self._native, part, self._next_id)
         if native == ffi.NULL:
@@ -149,6 +145,33 @@ class Sweep:
             group.adis.add(path)
         self._next_id += 1
         return path
+
+    def _listen(self) -> None:
+        try:
+            self._loop = asyncio.get_running_loop()
+        except RuntimeError:
+            pass  # a caller without a loop calls look()
+        else:
+            self._loop.add_reader(lib.vdcm_sweep_fd(self._native), self.look)
+
+    def _unlisten(self) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(lib.vdcm_sweep_fd(self._native))
+        self._loop = None
+
+    def hold(self) -> None:
+        """End the thread: from now on it is ``step`` and ``look`` that do something."""
+        self._held = True
+        self._unlisten()
+        lib.vdcm_sweep_hold(self._native)
+
+    def resume(self) -> None:
+        """Undo ``hold``; StateError if there can be no thread."""
+        error = lib.vdcm_sweep_resume(self._native)
+        if error:
+            raise StateError(f"no thread for the direct path: {os.strerror(-error)}")
+        self._held = False
+        self._listen()
 
     def look(self) -> None:
         """Pass on what has been reported since the last look."""
@@ -188,8 +211,7 @@ class Sweep:
             raise StateError(f"the sweep serves {len(self._adis)} ADIs: release them first")
         if self._native is None:
             return
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.remove_reader(lib.vdcm_sweep_fd(self._native))
+        self._unlisten()
         lib.vdcm_sweep_free(self._native)
         self._native = None
 

@@ -4,6 +4,7 @@ path gets in tests. Times and threads are not in it; what the guest sees is.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ class GuestMachine:
             "report": self._report,
             "handle": lambda _worker: ffi.NULL,
             "kick": self._kick,
+            "now": time.monotonic_ns,
         }
         self._services = ffi.new("vdcm_services *", {"abi": ABI})
         self._kept = []

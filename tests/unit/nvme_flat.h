@@ -67,6 +67,13 @@ static bool flat_report(vdcm_worker *w, uint32_t code, const void *data, uint32_
     return reports[code] % 3 != 0; /* now and then there is no room */
 }
 
+static uint64_t flat_now(void)
+{
+    static uint64_t ns;
+
+    return ns += 1000;
+}
+
 static const vdcm_services flat_services = {.abi = VDCM_FASTPATH_ABI,
                                             .reach = flat_reach,
                                             .leave = flat_leave,
@@ -74,7 +81,8 @@ static const vdcm_services flat_services = {.abi = VDCM_FASTPATH_ABI,
                                             .primary = flat_pasid,
                                             .secondary = flat_pasid,
                                             .raise = flat_raise,
-                                            .report = flat_report};
+                                            .report = flat_report,
+                                            .now = flat_now};
 
 static inline uint32_t random_below(uint32_t *state, uint32_t limit)
 {

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset({"protocol", "properties", "environment", "counters", "events", "_native"}),
-    frozenset({"pci", "registers", "pasid", "transport", "client"}),
+    frozenset({"surroundings", "pci", "registers", "pasid", "transport", "client"}),
     frozenset({"bars", "interrupts", "dma", "function"}),
     frozenset({"ims", "hints"}),
     frozenset({"sweep"}),
@@ -26,7 +26,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"definition"}),
     frozenset({"catalog", "entry"}),
     frozenset({"manager"}),
-    frozenset({"snapshot", "trace"}),
+    frozenset({"recording", "snapshot", "trace"}),
     frozenset({"control", "serving", "rates", "metrics"}),
     frozenset({"doctor", "new", "qemu_args"}),
     frozenset({"cli"}),
@@ -36,7 +36,7 @@ LAYERS: tuple[frozenset[str], ...] = (
 # An ADI knows its host driver only to be typed.
 LAYERS_WITHIN = {("pci", "registers"), ("adi", "host")}
 # C is reached through these; the others use what they offer.
-NATIVE_USERS = {"transport", "pasid", "ims", "sweep"}
+NATIVE_USERS = {"surroundings", "transport", "pasid", "ims", "sweep"}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from vdcm.cli import asking, attaching, creating, lifecycle, serving, top, tracing
+from vdcm.cli import asking, attaching, creating, lifecycle, recording, serving, top, tracing
 from vdcm.errors import DefinitionError, VdcmError
 
 app = typer.Typer(
@@ -73,6 +73,8 @@ for verb, function, example in (
     ("reset", lifecycle.reset, "reset gpio0"),
     ("trace", tracing.trace, "trace gpio0 --kind access --register 'OUT_*'"),
     ("top", top.top, "top --sort units_per_s"),
+    ("record", recording.record, "record disk0 disk0.rec"),
+    ("replay", recording.replay, "replay disk0.rec"),
     ("qemu-args", attaching.qemu_args, "qemu-args gpio.yaml --memory 512M"),
     ("doctor", attaching.doctor, "doctor"),
     ("new", creating.new, "new my-nic"),

@@ -85,7 +85,7 @@ def trace(
         "sample": round(sample * 1000),
     }
     named = len(names or ()) != 1
-    most = _bytes(size)
+    most = size_of(size)
     with connect(control) as client, _opened(output, most) as write, suppress(KeyboardInterrupt):
         for one in client.trace(**wanted):
             write(_json_line(one) if as_json else _line(one, named=named))
@@ -103,7 +103,8 @@ def _line(one: dict[str, Any], *, named: bool) -> str:
     return f"{at}.{micros:06d} {name}{mark}{one['text']}"
 
 
-def _bytes(text: str) -> int:
+def size_of(text: str) -> int:
+    """The bytes that an option ``--size`` says."""
     found = re.fullmatch(r"(\d{1,12})([KMG]?)", text.upper())
     size = int(found[1]) * _UNITS[found[2]] if found else 0
     if size < 1 << 12:

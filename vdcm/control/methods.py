@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from vdcm import snapshot
+from vdcm import recording, snapshot
 from vdcm.errors import ResourceError, StateError, VdcmError
 from vdcm.manager import Manager
 from vdcm.properties import PropertyError
@@ -116,6 +117,9 @@ class Methods:
             "trace": Method(
                 self._trace, {}, {"names": list, "kinds": list, "registers": list, "sample": int}
             ),
+            "record": Method(self._record, {"name": str, "file": str}, {"size": int}),
+            "record_end": Method(self._record_end, name),
+            "recordings": Method(self._recordings),
             "shutdown": Method(self._shutdown),
         }
         for add in self.more:
@@ -176,6 +180,19 @@ class Methods:
         chosen = Filter(frozenset(wanted.get("kinds", ())), tuple(wanted.get("registers", ())))
         sample = wanted.get("sample", round(SAMPLE * 1000)) / 1000
         return self._begin_trace(chosen, wanted.get("names"), sample)
+
+    def _record(self, name: str, file: str, size: int = recording.SIZE_LIMIT) -> Any:
+        if not file.startswith("/") or "\0" in file or size < 1:
+            raise Refusal(
+                INVALID_PARAMS, "record: file is a whole path, beginning with /; size > 0"
+            )
+        return recording.start(self._manager, name, Path(file), size).describe()
+
+    def _record_end(self, name: str) -> Any:
+        return recording.end(self._manager, name)
+
+    def _recordings(self) -> Any:
+        return recording.recordings(self._manager)
 
     def _shutdown(self) -> bool:
         self._manager.stopping.set()

@@ -88,6 +88,15 @@ class GuestMemory:
         if result:
             raise self._error("write", iova, length, result, fault[0])
 
+    def check(self, iova: int, length: int, *, write: bool) -> None:
+        """DmaError if any of ``length`` bytes at ``iova`` cannot be read, or written."""
+        verb = "write" if write else "read"
+        fault = ffi.new("uint64_t *")
+        native = self._usable(verb, iova, length)
+        result = lib.vdcm_aspace_check(native, iova, length, write, fault)
+        if result:
+            raise self._error(verb, iova, length, result, fault[0])
+
     def disconnect(self) -> None:
         """The client has gone and its memory with it: every access fails from now on."""
         self.native = None

@@ -4,8 +4,6 @@
  * so anything else there is new. An interrupt clears INTENA (X710 datasheet, 7.5.3). Descriptors are
  * written back at once, so there is nothing to do for WB_ON_ITR.
  */
-#include <time.h>
-
 #include "engine.h"
 
 enum {
@@ -17,14 +15,6 @@ enum {
 };
 #define INTENA_MSK (UINT32_C(1) << 31)
 #define UNIT_NS UINT64_C(2000)
-
-static uint64_t now_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
-}
 
 void avf_cause(avf_port *p, int32_t message, uint32_t itr)
 {
@@ -132,7 +122,7 @@ void avf_interrupt(avf_port *p, vdcm_worker *worker)
             continue;
         }
         if (now == 0) {
-            now = now_ns();
+            now = p->its->services->now();
         }
         if (now < due(p, i) || !disarm(p, i)) {
             p->held = true;

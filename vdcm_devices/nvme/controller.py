@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from vdcm import DmaError, VdcmError
+from vdcm import DmaError, VdcmError, monotonic_ns
 from vdcm_devices.nvme import identify, logs
 from vdcm_devices.nvme.adminqueue import AdminQueue, status_field
 from vdcm_devices.nvme.codes import (
@@ -242,7 +241,7 @@ class Controller:
         """Do some of the commands that wait; they wait until the host's memory can be reached."""
         if not self.host.bus_master:
             return
-        generation, began = self._generation, time.monotonic()
+        generation, began = self._generation, monotonic_ns()
         try:
             for _ in range(TURN):
                 entry = self.admin.take() if self.admin is not None else None
@@ -252,7 +251,7 @@ class Controller:
         except DmaError as error:
             if generation == self._generation:
                 self.fatal(str(error))
-        self.health.busy += time.monotonic() - began
+        self.health.busy += (monotonic_ns() - began) / 1e9
         if generation == self._generation and self.admin is not None and not self.admin.idle:
             self._pump_later()
 

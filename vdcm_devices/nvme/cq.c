@@ -2,8 +2,6 @@
  * Completion queues, doorbells as the sweep sees them, and interrupts. A queue in memory that is not to
  * be reached, or doorbell buffers that are not, end the controller (CSTS.CFS; NVMe 1.4, 9.5).
  */
-#include <time.h>
-
 #include "engine.h"
 
 enum { MORE = 1 << 13 /* of the Status Field: the Error Information log has an entry */ };
@@ -225,12 +223,9 @@ static uint32_t post_run(nvme_sq *q, const nvme_completion *from, uint32_t count
     return p.count;
 }
 
-static uint64_t now_ns(void)
+static uint64_t now_ns(const nvme_cq *cq)
 {
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
+    return cq->controller->services->now();
 }
 
 static bool coalesces(const nvme_cq *cq)
@@ -272,7 +267,7 @@ void nvme_post(nvme_sq *q)
                           memory_order_relaxed);
     if (cq->interrupts) {
         if (cq->gathered == 0 && coalesces(cq)) {
-            cq->since = now_ns();
+            cq->since = now_ns(cq);
         }
         cq->gathered += posted;
     }
@@ -287,7 +282,7 @@ static bool held_back(const nvme_cq *cq)
     const nvme_settings *s = &cq->controller->settings;
 
     return coalesces(cq) && cq->gathered < s->coalesce_threshold &&
-           now_ns() - cq->since < (uint64_t)s->coalesce_us * 1000;
+           now_ns(cq) - cq->since < (uint64_t)s->coalesce_us * 1000;
 }
 
 /* Called a short while ago, the guest has not moved the head since. It is on its way, and will come
@@ -295,7 +290,7 @@ static bool held_back(const nvme_cq *cq)
 static bool on_its_way(const nvme_cq *cq)
 {
     return cq->called != 0 && cq->called_at_head == cq->head &&
-           now_ns() - cq->called < (uint64_t)cq->controller->settings.recall_us * 1000;
+           now_ns(cq) - cq->called < (uint64_t)cq->controller->settings.recall_us * 1000;
 }
 
 void nvme_signal(nvme_sq *q)
@@ -314,7 +309,7 @@ void nvme_signal(nvme_sq *q)
     if (cq->head == cq->tail) {
         return; /* it has seen all of them */
     }
-    cq->called = now_ns();
+    cq->called = now_ns(cq);
     cq->called_at_head = cq->head;
     nvme_add(&c->counters.interrupts, 1);
     (void)c->services->raise(q->worker, 0);

@@ -5,12 +5,12 @@ None is kept over a reset of the controller ("saveable"), so what is saved is wh
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, Protocol
 
+from vdcm import monotonic_ns
 from vdcm_devices.nvme.codes import ALL_NAMESPACES, Feature, NvmeError, Status
 from vdcm_devices.nvme.command import Command
 from vdcm_devices.nvme.logs import TEMPERATURE, WARNING_TEMPERATURE
@@ -97,7 +97,7 @@ class Features:
         self._recovery: dict[int, int] = {}
         self._vectors: dict[int, int] = {}
         self._host = bytes(16)
-        self._clock = (0, time.monotonic_ns(), False)
+        self._clock = (0, monotonic_ns(), False)
 
     # What the controller asks.
 
@@ -256,12 +256,12 @@ class Features:
     def _timestamp(self) -> bytes:
         """Milliseconds, and that the host has set them (figure 296)."""
         start, since, was_set = self._clock
-        now = start + (time.monotonic_ns() - since) // 1_000_000
+        now = start + (monotonic_ns() - since) // 1_000_000
         return (now & (1 << 48) - 1).to_bytes(6, "little") + bytes([was_set << 1, 0])
 
     def _set_timestamp(self, _command: Command, fetch: Callable[[int], bytes]) -> int:
         start = int.from_bytes(fetch(8)[:6], "little")
-        self._clock = (start, time.monotonic_ns(), True)
+        self._clock = (start, monotonic_ns(), True)
         return 0
 
     def _set_host(self, command: Command, fetch: Callable[[int], bytes]) -> int:

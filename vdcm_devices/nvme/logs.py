@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import struct
-import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from vdcm import monotonic_ns
 from vdcm_devices.nvme.codes import ALL_NAMESPACES, IoOpcode, Opcode
 
 ERROR_ENTRIES: Final = 64
@@ -45,7 +45,7 @@ class Health:
 
     def __init__(self, kept: Mapping[str, int]) -> None:
         self._kept: Final = {name: kept.get(name, 0) for name in COUNTS}
-        self._began: Final = time.monotonic()
+        self._began: Final = monotonic_ns()
         self.errors: Final = self._kept["errors"]
         self.in_use = False
         self.power_cycles = 0
@@ -60,7 +60,7 @@ class Health:
             **native,
             "busy_ms": int(self.busy * 1000),
             "power_cycles": self.power_cycles,
-            "on_seconds": int(time.monotonic() - self._began),
+            "on_seconds": (monotonic_ns() - self._began) // 1_000_000_000,
             "unsafe_shutdowns": self.unsafe_shutdowns,
             "errors": errors - self.errors,
         }

@@ -61,5 +61,8 @@ class Nvme(Parent):
             raise
         self.driver.wake_us = self.wake_us
 
+    def keeps(self, vdev: str) -> bool:
+        return bool(self.driver.store.slices.of(vdev))
+
     def forget(self, vdev: str) -> None:
         self.driver.forget(vdev)

@@ -30,9 +30,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Final
-from uuid import UUID, uuid4
+from uuid import UUID
 
-from vdcm import ResourceError, VdcmError
+from vdcm import ResourceError, VdcmError, random_bytes
 from vdcm_devices.nvme.identify import BLOCK_SHIFTS
 from vdcm_devices.nvme.sizes import say_size
 
@@ -110,7 +110,8 @@ class Slices:
         kept = list(self._slices)
         try:
             for number in range(1, count + 1):
-                self._add(Slice(owner, number, str(uuid4()), 0, size, block_shift))
+                uuid = UUID(bytes=random_bytes(16), version=4)
+                self._add(Slice(owner, number, str(uuid), 0, size, block_shift))
             self.save()
         except BaseException:
             self._slices = kept

@@ -54,6 +54,9 @@ class StoreProperty(Property[str]):
         if kind == "device" and not path.is_block_device():
             raise PropertyError(f"{self.name}: {path} is no block device")
 
+    def outside(self, value: str) -> bool:
+        return not value.startswith("ram:")
+
 
 class Store:
     """``what`` as the property says it; ``size``: bytes of a file's slices together, 0: what is
