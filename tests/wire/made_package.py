@@ -1,20 +1,29 @@
-"""What ``vdcm new`` makes, installed where it disturbs nobody."""
+"""Packages of devices, installed where they disturb nobody."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
+
+_NONE: Final[Mapping[str, str]] = {}
 
 
 class Package:
-    """The package of device ``name``, made and installed below ``folder``."""
+    """What ``vdcm new name`` makes, or else ``files``, installed below ``folder``."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str = "", files: Mapping[str, str] = _NONE) -> None:
         self.folder = folder / "package"
         self.target = folder / "target"
-        self.run("vdcm", "new", name, "--directory", str(self.folder), cwd=folder)
+        if name:
+            self.run("vdcm", "new", name, "--directory", str(self.folder), cwd=folder)
+        for path, text in files.items():
+            file = self.folder / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
         self.install()
 
     def install(self) -> None:
