@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import os
 import random
 import socket
@@ -25,6 +27,9 @@ from vdcm_devices.avf.uplink import Uplink
 
 OUTSIDE = mac(200)
 SECONDS = 20.0  # a limit, not an expectation
+TAP = "vdcm-tap"
+CLONE_NEWNET = 0x4000_0000  # linux/sched.h
+ETH_P_ALL, SIOCSIFFLAGS, IFF_UP = 3, 0x8914, 1  # linux/if_ether.h, sockios.h, if.h
 
 
 class Outside:
@@ -35,7 +40,11 @@ class Outside:
         self.kind = kind
         self.path = folder / "uplink"
         peer = folder / "peer"
-        self.name = f"stream:{self.path}" if kind == "stream" else f"dgram:{self.path},{peer}"
+        self.name = {
+            "stream": f"stream:{self.path}",
+            "dgram": f"dgram:{self.path},{peer}",
+            "tap": f"tap:{TAP}",
+        }[kind]
         self.uplink = Uplink(self.net.switch, self.name)
         self.adi: AdiPath = self.net.sweep.adi(lambda _path: None)
         self.uplink.start(_Adi(self.adi))  # type: ignore[arg-type]
@@ -43,6 +52,8 @@ class Outside:
         queue.state = QueueState.RUNNING
         if kind == "stream":
             self.connect()
+        elif kind == "tap":
+            self.socket = raised(TAP)
         else:
             self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             self.socket.bind(str(peer))
@@ -61,7 +72,7 @@ class Outside:
             self.socket.send(frame)
 
     def receive(self) -> bytes:
-        if self.kind == "dgram":
+        if self.kind != "stream":
             return self.socket.recv(65536)
         (length,) = struct.unpack(">I", self.socket.recv(4, socket.MSG_WAITALL))
         return self.socket.recv(length, socket.MSG_WAITALL)
@@ -89,6 +100,32 @@ class Outside:
         self.uplink.close()
         assert not self.path.exists()
         self.net.close()
+
+
+def raised(interface: str) -> socket.socket:
+    """A socket for the frames of an interface that is up from now on, and says nothing itself."""
+    Path(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6").write_text("1")
+    found = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+    fcntl.ioctl(found, SIOCSIFFLAGS, struct.pack("16sH14x", interface.encode(), IFF_UP))
+    found.bind((interface, 0))
+    return found
+
+
+@pytest.fixture
+def tap(tmp_path: Path) -> Iterator[Outside]:
+    """In a network namespace of its own."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with Path("/proc/self/ns/net").open() as ours:
+        if libc.unshare(CLONE_NEWNET):
+            pytest.skip(f"no network namespace: {os.strerror(ctypes.get_errno())}")
+        try:
+            made = Outside(tmp_path, "tap")
+        except VdcmError as error:
+            pytest.skip(str(error))
+        finally:
+            assert libc.setns(ours.fileno(), CLONE_NEWNET) == 0
+    yield made
+    made.close()
 
 
 class _Adi:
@@ -245,3 +282,19 @@ def test_a_tap_interface() -> None:
     assert Path(f"/sys/class/net/{name}").exists()
     uplink.close()
     assert not Path(f"/sys/class/net/{name}").exists()
+
+
+def test_frames_by_tap(tap: Outside) -> None:
+    a, b = tap.net.station(1), tap.net.station(2)
+    for size in (46, 243, 1500):
+        out = ethernet(OUTSIDE, a.mac, payload(size))
+        a.send(out)
+        tap.net.run(20)
+        assert tap.receive() == out
+        back = ethernet(a.mac, OUTSIDE, payload(size))
+        tap.send(back)
+        assert tap.arrived(a) == [back]
+        assert b.frames() == []
+    for_all = ethernet(net.BROADCAST, OUTSIDE, payload(60))
+    tap.send(for_all)
+    assert tap.arrived(a) == tap.arrived(b) == [for_all]
