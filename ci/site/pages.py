@@ -15,7 +15,7 @@ from vdcm.parent import models
 SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "Tutorial": ("tutorial",),
     "How to": ("howto-libvirt", "howto-ci", "testing", "howto-probe", "howto-fastpath"),
-    "Explanation": ("two-paths", "composing", "observe"),
+    "Explanation": ("two-paths", "composing", "observe", "recording"),
     "Devices": ("dsa", "nvme", "avf"),
     "Reference": ("control", "conformance"),
 }

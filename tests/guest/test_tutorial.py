@@ -12,7 +12,7 @@ from pages import ROOT, blocks
 
 from vdcm.testing.plugin import Serve
 
-SAID, *TRACES = blocks(tutorial_device.PAGE, "text")
+SAID, *TRACES, _ = blocks(tutorial_device.PAGE, "text")
 TIMED_OUT, *_ = blocks(ROOT / "docs/howto-probe.md", "text")
 
 
