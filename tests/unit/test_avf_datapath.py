@@ -27,6 +27,7 @@ class Recorder:
         self.pages: memoryview | None = None
         self.capturing = False
         self.records: list[bytes] = []
+        self.capture_dropped = 0
 
     def since(self) -> list[tuple[Any, ...]]:
         told, self.told = self.told, []
@@ -64,6 +65,7 @@ class Recorder:
         self.capturing = on
 
     def captured(self) -> bytes:
+        self.capture_dropped += 0 if self.records else 3
         return self.records.pop() if self.records else b""
 
     def statistics(self) -> Statistics:
@@ -232,6 +234,7 @@ def test_what_is_captured_is_in_a_file(lab: Lab, tmp_path: Path) -> None:
     lab.guest.start()
     lab.guest.post(avf.REQUEST_QUEUES, struct.pack("<H", 5))  # another data path
     assert lab.path.capturing
+    assert lab.vdev.describe()["capture"] == {"file": str(file), "left_out": 3}
     lab.path.records = [b"three"]
     lab.vdev.pcap = ""
     assert not lab.path.capturing

@@ -20,11 +20,19 @@ class Capture:
     def __init__(self, path: Path) -> None:
         self._file: Final = path.open("wb", buffering=0)
         self._file.write(HEADER)
+        self.left_out = 0
+        """Frames for which there was no room."""
+        self._left_out_before = 0
+
+    def moved(self) -> None:
+        """The next data path is another one, which counts from zero."""
+        self._left_out_before = self.left_out
 
     def drain(self, source: DataPath) -> None:
         """Write what has come meanwhile; OSError if it cannot be."""
         while data := source.captured():
             self._file.write(data)
+        self.left_out = self._left_out_before + source.capture_dropped
 
     def close(self) -> None:
         self._file.close()

@@ -104,6 +104,9 @@ class DataPath(Protocol):
     C's (``vdcm_services.report``) says that the driver has broken a queue: the function is reset.
     """
 
+    capture_dropped: int
+    """Frames that were not captured for want of room."""
+
     def attach(self, pages: memoryview) -> None:
         """Before anything else. ``pages``: BAR0 up to 0x4000, of which 0x0000, 0x2000 and 0x3000
         are direct pages."""
@@ -143,7 +146,7 @@ class DataPath(Protocol):
         """Keep what is sent and received from now on, for ``captured``; or no longer."""
 
     def captured(self) -> bytes:
-        """Take some records of a pcap file; empty: there are none."""
+        """Take some records of a pcap file, and ``capture_dropped``; empty: there are none."""
 
     def explain(self, report: Report) -> str:
         """A report of its C, in words."""

@@ -62,7 +62,6 @@ class Port:
         self._offloads = Offloads()
         self._counted = Statistics()
         self.capture_dropped = 0
-        """Frames that were not captured for want of room."""
 
     @property
     def address(self) -> int:

@@ -144,6 +144,8 @@ class AvfVdev(Vdev):
         path.attach(self.bars[0].view(0, AvfRegisters.BASE))
         path.set_link(self.link)
         path.set_capture(self._capture is not None)
+        if self._capture is not None:
+            self._capture.moved()
         self._vsi = Vsi(adi.index % 0xFFFF + 1, pairs, self._policy, self)
         self._vsi.attach(path)
         self.set_qos(self.weight, self.rate)
@@ -406,6 +408,8 @@ class AvfVdev(Vdev):
     def describe(self) -> dict[str, Any]:
         described = super().describe()
         described["vsi"] = self.vsi.describe() if self._vsi is not None else None
+        if self._capture is not None:
+            described["capture"] = {"file": self.pcap, "left_out": self._capture.left_out}
         described["channel"] = {
             "version": ".".join(map(str, self.channel.version)),
             "capabilities": [flag.name.lower() for flag in self.channel.capabilities if flag.name],
