@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +136,16 @@ def spent(server: int, qemu: int) -> dict[str, float]:
 def spread(samples: Sequence[float]) -> float:
     """From the least to the greatest, of the median."""
     return (max(samples) - min(samples)) / median(samples)
+
+
+def about(samples: Sequence[float], digits: int = 0) -> str:
+    """The median, ± half of the spread."""
+    return f"{median(samples):.{digits}f} ±{spread(samples) / 2:.0%}"
+
+
+def turns(titles: Iterable[str], number: int) -> list[str]:
+    """In which order round ``number`` has them: forth and back, so that none is always first."""
+    return list(titles)[:: 1 if number % 2 == 0 else -1]
 
 
 def publish(document: str, key: str, text: str) -> None:

@@ -31,12 +31,13 @@ from typing import Final
 from tests.bench.common import (
     ROOT,
     Daemon,
+    about,
     daemon,
     keep,
     publish,
     spent,
-    spread,
     steal_seconds,
+    turns,
 )
 from tests.bench.plot import bars
 from vdcm.environment import load_environment
@@ -222,7 +223,7 @@ def measure(guest: Lab, rounds: int, seconds: float) -> Samples:
         }
         for name in WORKLOADS:
             print(f"round {number + 1}/{rounds}: {name}", file=sys.stderr, flush=True)
-            for title in list(DEVICES)[:: 1 if number % 2 == 0 else -1]:
+            for title in turns(DEVICES, number):
                 sample = guest.measure(title, name, seconds, nothing[title])
                 samples[name][title].append(sample)
     return samples
@@ -247,8 +248,7 @@ def tables(samples: Samples) -> str:
     for name in WORKLOADS:
         cells = []
         for title in DEVICES:
-            rates = series(samples, name, title, "rate")
-            cells.append(f"{median(rates):.0f} ±{spread(rates) / 2:.0%}")
+            cells.append(about(series(samples, name, title, "rate")))
         cells += [f"{ratio(samples, name, a, b):.2f}" for a in ours for b in theirs]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += [
