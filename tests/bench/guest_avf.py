@@ -27,7 +27,16 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from tests.bench.common import about, daemon, keep, percentile, publish, steal_seconds, turns
+from tests.bench.common import (
+    Daemon,
+    about,
+    daemon,
+    keep,
+    percentile,
+    publish,
+    steal_seconds,
+    turns,
+)
 from tests.guest.nic import IP, TRAFFIC_TOOLS
 from vdcm.environment import load_environment
 from vdcm.testing import Machine, vfio_user
@@ -98,8 +107,9 @@ class Guest:
 
 @dataclass(frozen=True)
 class Lab:
-    """The guests; the second is the one that answers."""
+    """The guests, of which the second is the one that answers, and the daemon."""
 
+    daemon: Daemon
     first: Guest
     second: Guest
 
@@ -154,7 +164,7 @@ def lab(wake_us: int | None) -> Iterator[Lab]:
                 f"  guest{guest}: {{parent: nic, type: avf, mac: '{mac('iavf', guest)}', "
                 f"socket: {folder}/guest{guest}.sock}}"
             )
-        stack.enter_context(daemon(folder, "\n".join([*lines, ""])))
+        served = stack.enter_context(daemon(folder, "\n".join([*lines, ""])))
         guests = [
             Guest.prepared(
                 stack.enter_context(
@@ -171,7 +181,7 @@ def lab(wake_us: int | None) -> Iterator[Lab]:
             for guest in range(2)
         ]
         guests[1].machine.check("iperf3 -s -D")
-        yield Lab(*guests)
+        yield Lab(served, *guests)
 
 
 def measure(guests: Lab, rounds: int, seconds: float) -> Samples:
@@ -230,11 +240,17 @@ def main() -> None:
     steal, start = steal_seconds(), time.monotonic()
     with lab(options.wake_us) as guests:
         samples = measure(guests, options.rounds, options.seconds)
+        with guests.up("iavf"):
+            idle = guests.daemon.cpu_share(5)
     steal, elapsed = steal_seconds() - steal, time.monotonic() - start
-    path = keep("guest-avf", {**vars(options), "steal_seconds": steal, "samples": samples})
+    path = keep(
+        "guest-avf",
+        {**vars(options), "steal_seconds": steal, "idle_cpu": idle, "samples": samples},
+    )
     heading = (
         f"Medians of {options.rounds} rounds of {options.seconds:g} s, ± half of the spread; two "
-        f"guests of one CPU on {os.cpu_count()}, steal time {steal / elapsed:.1%} of one:"
+        f"guests of one CPU on {os.cpu_count()}, steal time {steal / elapsed:.1%} of one; with "
+        f"both VDEVs idle the server takes {idle:.1%}:"
     )
     text = f"{heading}\n\n{table(samples)}"
     print(f"{text}\n\nall samples in {path}")
