@@ -336,6 +336,13 @@ def registers_class(wqs: int, groups: int, engines: int) -> type[DsaRegisters]:
             fields={"WQS": Field(0, wqs)},
             doc="The group's work queues (9.2.23); there are no more than 64.",
         )
+        # Those of work queues from 64 on, and occupancy interrupts: there are none, but drivers
+        # read and clear all of a table's entry.
+        GRPWQS1 = Register(GROUP_CONFIGURATION + 0x08, 64, RO, count=groups, stride=64)
+        GRPWQS2 = Register(GROUP_CONFIGURATION + 0x10, 64, RO, count=groups, stride=64)
+        GRPWQS3 = Register(GROUP_CONFIGURATION + 0x18, 64, RO, count=groups, stride=64)
+        WQINTERRUPT = Register(WQ_CONFIGURATION + 0x10, 64, RO, count=wqs, stride=64)
+        WQRESERVED = Register(WQ_CONFIGURATION + 0x1C, 32, RO, count=wqs, stride=64)
         GRPENGINES = Register(
             GROUP_CONFIGURATION + 0x20,
             64,

@@ -87,3 +87,4 @@ class NvmeRegisters(RegisterMap, size=0x60):
     ACQ = Register(
         0x30, 64, fields={"BASE": Field(12, 52)}, doc="Address of the admin completion queue."
     )
+    CMBSZ = Register(0x3C, 32, RO, doc="There is no controller memory buffer (3.1.12).")
