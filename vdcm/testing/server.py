@@ -27,7 +27,7 @@ from vdcm.parent import GROUP
 from vdcm.testing.faults import Faults
 from vdcm.testing.host import retry_while_busy
 
-DEADLINE: Final = 20.0
+DEADLINE: Final = 60.0
 """Seconds for whatever the server is to do: a limit, not an expectation."""
 _READY: Final = b"READY=1"  # sd_notify(3)
 
