@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,7 @@ from pages import ROOT, blocks
 
 from vdcm.testing.plugin import Serve
 
-SAID, *TRACES, _ = blocks(tutorial_device.PAGE, "text")
+SAID, *TRACES, DIFFERENCE = blocks(tutorial_device.PAGE, "text")
 TIMED_OUT, *_ = blocks(ROOT / "docs/howto-probe.md", "text")
 
 
@@ -73,3 +77,31 @@ def test_what_the_guest_says_when_an_interrupt_is_missing(
     server = serve({"edu0": {"type": "edu"}}, models={"edu": "edu:EduParent"})
     said = package.run("guest", str(server.socket("edu0")), text=commands())
     assert TIMED_OUT in said
+
+
+@pytest.mark.usefixtures("vdcm_environment")
+def test_a_session_is_recorded_and_replayed(
+    package: Package, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mistaken = tutorial_device.wrong(tmp_path / "edu", vdev="min(number, 34) -> min(number, 9)")
+    monkeypatch.syspath_prepend(str(package.target))
+    server = serve({"edu0": {"type": "edu"}})
+    file = str(tmp_path / "edu.rec")
+    command = [sys.executable, "-m", "vdcm", "record", "edu0", file]
+    with subprocess.Popen(
+        [*command, "--control", str(server.control)], stderr=subprocess.PIPE, text=True
+    ) as recorder:
+        assert recorder.stderr is not None
+        assert "attach a guest now" in recorder.stderr.readline()
+        assert package.run("guest", str(server.socket("edu0")), text=commands()) == SAID
+        recorder.send_signal(signal.SIGINT)
+        assert recorder.wait(20) == 0
+    assert "does the same as it was recorded to do" in package.run("vdcm", "replay", file)
+    monkeypatch.syspath_prepend(str(mistaken))
+    replay = [sys.executable, "-m", "vdcm", "replay", file]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        replay, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert DIFFERENCE in done.stdout + done.stderr

@@ -124,7 +124,7 @@ def test_labels_that_need_escapes_survive() -> None:
 def test_a_model_that_cannot_count_costs_only_its_own(
     manager: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    driver = manager._parent("street").driver
+    driver = manager.parent("street").driver
 
     def broken(_adi: Any) -> dict[str, int]:
         raise RuntimeError("no abacus")
