@@ -61,6 +61,9 @@ class Recorder:
     def set_link(self, up: bool) -> None:
         self.told.append(("link", up))
 
+    def learnt(self) -> dict[bytes, float]:
+        return {bytes.fromhex("02000000000b"): 7.9, bytes.fromhex("02000000000a"): 299.0}
+
     def set_capture(self, on: bool) -> None:
         self.capturing = on
 
@@ -224,6 +227,17 @@ def test_filters_and_link(lab: Lab) -> None:
     assert filters.mac == lab.guest.resources.mac
     assert (filters.vlans, filters.check_source) == ({5}, False)
     assert filters.addresses == {filters.mac}
+
+
+def test_a_switch_learns_from_those_who_may_have_and_send_from_other_addresses(lab: Lab) -> None:
+    lab.guest.start()
+    found = {}
+    for trust, check in ((False, True), (False, False), (True, False), (True, True)):
+        lab.vdev.trust, lab.vdev.spoof_check = trust, check
+        found[trust, check] = lab.path.since()[-1][1].learn
+    assert found == {key: key == (True, False) for key in found}
+    shown = lab.vdev.describe()["vsi"]["learnt"]
+    assert list(shown.items()) == [("02:00:00:00:00:0b", 7), ("02:00:00:00:00:0a", 299)]
 
 
 def test_what_is_captured_is_in_a_file(lab: Lab, tmp_path: Path) -> None:

@@ -182,6 +182,31 @@ def test_what_a_port_has_the_uplink_has_not(outside: Outside) -> None:
     assert outside.receive()[14:] == b"last" * 20
 
 
+def test_what_is_behind_a_port_is_not_outside(outside: Outside) -> None:
+    behind = mac(101)
+    a = outside.net.station(1)
+    bridge = outside.net.station(2, check_source=False, learn=True)
+    meet(outside, a)
+    known = ethernet(behind, a.mac, payload(50))
+    a.send(known)
+    assert outside.receive() == known  # so far
+    hello = ethernet(OUTSIDE, behind, payload(51))
+    bridge.send(hello)
+    assert outside.receive() == hello
+    a.send(known)
+    assert bridge.frames() == [known]
+    back = ethernet(behind, OUTSIDE, payload(52))
+    outside.send(back)
+    assert outside.arrived(bridge) == [back]
+    outside.send(ethernet(a.mac, behind, payload(53)))  # it has moved there
+    outside.arrived(a)
+    assert bridge.port.learnt() == {}
+    moved = ethernet(behind, a.mac, payload(54))
+    a.send(moved)
+    assert outside.receive() == moved  # and nothing before it
+    assert bridge.frames() == []
+
+
 def test_tags_checksums_and_segments(outside: Outside) -> None:
     a = outside.net.station(1, vlans=frozenset({5}))
     meet(outside, a)

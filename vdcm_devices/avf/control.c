@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <sched.h>
 #include <stdlib.h>
+#include <sys/random.h>
 
 #include "engine.h"
 
@@ -31,6 +32,11 @@ avf_switch *avf_switch_new(uintptr_t services)
     if (s != NULL) {
         memset(s, 0, sizeof(*s));
         s->services = table;
+        if (getrandom(&s->multiplier, sizeof(s->multiplier), 0) < 0) {
+            free(s);
+            return NULL;
+        }
+        s->multiplier |= 1;
     }
     return s;
 }
@@ -79,6 +85,7 @@ static void add_addresses(avf_port *p)
 
         a->mac = avf_mac(p->filters.addresses[i]);
         a->port = p;
+        avf_forget(p->its, a->mac);
         bucket = &p->its->buckets[avf_bucket(a->mac)];
         a->next = *bucket;
         *bucket = a;
@@ -103,18 +110,30 @@ static void set_promiscuous(avf_port *p)
 
 int avf_filter(avf_port *p, const avf_filters *filters)
 {
+    bool learns = filters->learn && !filters->check_source;
+    avf_stations *stations = NULL;
     avf_address *addresses;
 
     if (filters->n_addresses > AVF_ADDRESSES) {
         return -EINVAL;
     }
     addresses = calloc(AVF_ADDRESSES, sizeof(*addresses));
-    if (addresses == NULL) {
+    if (learns && p->stations == NULL) {
+        stations = avf_stations_new();
+    }
+    if (addresses == NULL || (learns && p->stations == NULL && stations == NULL)) {
+        free(addresses);
+        free(stations);
         return -ENOMEM;
     }
     avf_lock(p->its);
     remove_addresses(p);
     p->filters = *filters;
+    p->filters.learn = learns;
+    p->stations = stations != NULL ? stations : p->stations;
+    if (!learns) {
+        avf_forget_all(p);
+    }
     p->addresses = addresses;
     p->mac = avf_mac(filters->mac);
     add_addresses(p);
@@ -132,12 +151,14 @@ void avf_port_free(avf_port *p)
     }
     avf_lock(p->its);
     remove_addresses(p);
+    avf_forget_all(p);
     p->filters.all_unicast = p->filters.all_multicast = false;
     set_promiscuous(p);
     for (link = &p->its->ports; *link != p; link = &(*link)->next) {
     }
     *link = p->next;
     avf_unlock(p->its);
+    free(p->stations);
     free(p->capture);
     free(p);
 }
@@ -255,6 +276,7 @@ void avf_reset(avf_port *p)
     memset(p->controls, 0, sizeof(p->controls));
     p->caused = 0;
     p->broken = p->held = false;
+    avf_forget_all(p);
     avf_unlock(p->its);
 }
 
@@ -279,6 +301,9 @@ void avf_link(avf_port *p, bool up)
 {
     avf_lock(p->its);
     p->link = up;
+    if (!up) {
+        avf_forget_all(p);
+    }
     avf_unlock(p->its);
 }
 

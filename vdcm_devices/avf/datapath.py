@@ -50,6 +50,8 @@ class Filters:
     ``addresses``: unicast and multicast ones of 6 bytes; broadcast always is received. ``vlans``:
     VLAN IDs whose tagged frames are received beside those without a tag or with ID 0, and that may
     be sent; None: all. ``check_source``: frames are sent only from an own unicast address.
+    ``learn``, without ``check_source``: other unicast addresses that it sends from, and that no VSI
+    has, are behind it, until they are not seen for 300 s.
     """
 
     mac: bytes
@@ -58,6 +60,7 @@ class Filters:
     all_unicast: bool = False
     all_multicast: bool = False
     check_source: bool = True
+    learn: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,10 @@ class DataPath(Protocol):
         """From now on."""
 
     def set_link(self, up: bool) -> None:
-        """Down: nothing is received, and what is sent is discarded."""
+        """Down: nothing is received, what is sent is discarded, what was learnt forgotten."""
+
+    def learnt(self) -> dict[bytes, float]:
+        """Addresses behind it (256 at most), the one seen last first: seconds since it sent."""
 
     def statistics(self) -> Statistics:
         """The counters now."""

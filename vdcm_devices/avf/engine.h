@@ -67,6 +67,8 @@ struct avf_address {
     avf_address *next; /* of the same bucket */
 };
 
+typedef struct avf_stations avf_stations;
+typedef struct avf_station avf_station;
 typedef struct avf_capture avf_capture;
 
 struct avf_port {
@@ -92,6 +94,7 @@ struct avf_port {
     avf_filters filters;
     uint64_t mac;
     avf_address *addresses;
+    avf_stations *stations; /* learnt to be behind it; NULL: it has never learnt */
     uint8_t table[AVF_TABLE];
     uint64_t types;
     uint32_t toeplitz[2 * AVF_HASHED][16]; /* of each half byte that is hashed */
@@ -160,6 +163,10 @@ struct avf_switch {
     avf_port *dirty;
     avf_uplink *uplink;
     avf_address *buckets[AVF_BUCKETS];
+    avf_station *learnt[AVF_BUCKETS];
+    uint64_t n_learnt;
+    uint64_t multiplier;  /* of the hash of `learnt`: odd, and nobody outside knows it */
+    uint64_t now;         /* ns, of this run; 0: nobody has asked yet */
     uint64_t frames;      /* number of the frame that is offered */
     const avf_port *inside; /* whose memory is reached beside the sender's */
     uint64_t held;        /* bytes since leave() */
@@ -269,11 +276,26 @@ void avf_set_key(avf_port *p, const uint8_t *key);
 
 /* ---- switch.c -------------------------------------------------------------------------------- */
 
+/* Has a port this address as a filter? */
+bool avf_is_filter(const avf_switch *s, uint64_t mac);
 /* Sends the frame to all ports that it is for, and to the uplink; how many. `from` NULL: it comes from
  * there. The source may have gone: -errno. */
 int avf_forward(avf_switch *s, const avf_port *from, vdcm_worker *worker, avf_frame *f);
 /* May `from` send it? */
 bool avf_may_send(const avf_port *from, const avf_frame *f);
+
+/* ---- learn.c: who is behind a port that may send from addresses not its own -------------------- */
+
+/* Room for AVF_LEARNT. NULL: without memory. */
+avf_stations *avf_stations_new(void);
+/* `p`, which learns, has sent from this address. */
+void avf_learn(avf_port *p, uint64_t mac);
+/* The port that it is behind; NULL: not known, or not seen for AVF_AGE_S. */
+avf_port *avf_behind(avf_switch *s, uint64_t mac);
+/* It is somewhere else: a port has it as a filter, or it is outside. */
+void avf_forget(avf_switch *s, uint64_t mac);
+/* Nothing is behind `p` any more. */
+void avf_forget_all(avf_port *p);
 
 /* ---- capture.c ------------------------------------------------------------------------------- */
 

@@ -114,6 +114,7 @@ class Port:
                 "all_unicast": filters.all_unicast,
                 "all_multicast": filters.all_multicast,
                 "check_source": filters.check_source,
+                "learn": filters.learn,
                 "strip": offloads.strip,
                 "insert": offloads.insert,
             },
@@ -129,6 +130,13 @@ class Port:
 
     def set_link(self, up: bool) -> None:
         lib.avf_link(self._native, up)
+
+    def learnt(self) -> dict[bytes, float]:
+        if self._native is None:
+            return {}
+        found = ffi.new("avf_learnt[]", lib.AVF_LEARNT)
+        count = lib.avf_list_learnt(self._native, found)
+        return {bytes(one.mac[0:6]): one.age / 1e9 for one in found[0:count]}
 
     def statistics(self) -> Statistics:
         if self._native is not None:

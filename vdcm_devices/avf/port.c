@@ -54,6 +54,7 @@ static uint64_t run(void *queue, vdcm_worker *worker, uint64_t budget)
     uint32_t ready;
 
     avf_lock(s);
+    s->now = 0;
     while ((ready = atomic_load_explicit(&p->ready, memory_order_relaxed)) != 0 &&
            units < budget && frames != 0 && !p->broken) {
         uint32_t later = ready & ~((1u << p->turn) - 1);

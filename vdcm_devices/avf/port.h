@@ -29,6 +29,8 @@ enum {
     AVF_MAX_FRAME = 9728,     /* bytes, with the CRC that no frame here has */
     AVF_MAX_CHAIN = 128,      /* transmit descriptors of one frame, segmented or not */
     AVF_ADDRESSES = 64,       /* of a port */
+    AVF_LEARNT = 256,         /* addresses behind a port */
+    AVF_AGE_S = 300,          /* seconds that one is known that is not seen (IEEE 802.1Q-2018, 8.8.3) */
     AVF_VLANS = 4096,
     AVF_KEY = 52,             /* bytes */
     AVF_TABLE = 64,           /* entries */
@@ -69,8 +71,8 @@ int avf_configure(avf_port *p, bool transmit, uint32_t queue, const avf_queue_se
 int avf_enable(avf_port *p, uint32_t tx, uint32_t rx);
 /* When it returns, they do nothing; their tails are 0. */
 void avf_disable(avf_port *p, uint32_t tx, uint32_t rx);
-/* All queues are disabled and no longer configured, interrupts as after a reset; a port that has been
- * reported may go on. Filters, link and counters stay. */
+/* All queues are disabled and no longer configured, interrupts as after a reset, and nothing is learnt; a
+ * port that has been reported may go on. Filters, link and counters stay. */
 void avf_reset(avf_port *p);
 
 typedef struct {
@@ -81,6 +83,7 @@ typedef struct {
     bool all_unicast;
     bool all_multicast;
     bool check_source;
+    bool learn; /* and not check_source: what it sends from, and no port has, is behind it */
     bool strip;
     bool insert;
     uint8_t vlans[512]; /* a bit for each, from bit 0 of byte 0 */
@@ -91,6 +94,13 @@ int avf_filter(avf_port *p, const avf_filters *filters);
 /* `types`: a bit for each packet type that is hashed. -EINVAL: a queue that cannot be. */
 int avf_rss(avf_port *p, const uint8_t *key, const uint8_t *table, uint64_t types);
 void avf_link(avf_port *p, bool up);
+
+typedef struct {
+    uint8_t mac[8]; /* 6 */
+    uint64_t age;   /* ns since it has sent */
+} avf_learnt;
+/* What is behind the port, the one seen last first: how many, AVF_LEARNT at most. */
+uint32_t avf_list_learnt(avf_port *p, avf_learnt *out);
 
 typedef struct {
     uint64_t rx_bytes, rx_unicast, rx_multicast, rx_broadcast, rx_discards, rx_unknown_protocol;

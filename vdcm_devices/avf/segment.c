@@ -270,6 +270,9 @@ int64_t avf_send(avf_port *p, vdcm_worker *worker, uint32_t queue)
         p->counters.tx_errors++;
         return f->length;
     }
+    if (p->filters.learn) {
+        avf_learn(p, avf_mac(f->head + 6));
+    }
     return segmented ? send_segments(p, worker, f, &h, mss, payload)
                      : send_one(p, worker, f, &h);
 }

@@ -1,8 +1,8 @@
 /*
  * The switch: which ports a frame is for. A frame goes to every port that has its destination address as
- * a filter, to those that are promiscuous, and never back. A port receives frames of its VLANs and
- * untagged ones. Who is where is known from the filters, so nothing is learnt, and nothing is flooded: what
- * is for none of them goes to the uplink.
+ * a filter, else to the one behind which it has been learnt to be, to those that are promiscuous, and
+ * never back. A port receives frames of its VLANs and untagged ones. Nothing is flooded: what is for none
+ * of them goes to the uplink.
  */
 #include <errno.h>
 
@@ -21,6 +21,16 @@ static bool has_vlan(const avf_port *p, const avf_frame *f)
 static const avf_address *bucket(const avf_switch *s, uint64_t mac)
 {
     return s->buckets[avf_bucket(mac)];
+}
+
+bool avf_is_filter(const avf_switch *s, uint64_t mac)
+{
+    const avf_address *a = bucket(s, mac);
+
+    while (a != NULL && a->mac != mac) {
+        a = a->next;
+    }
+    return a != NULL;
 }
 
 bool avf_may_send(const avf_port *from, const avf_frame *f)
@@ -105,7 +115,8 @@ static int offer(const avf_port *from, vdcm_worker *worker, avf_port *to, const 
     return error == 0;
 }
 
-/* To all ports that have the address; *known becomes true if one has. */
+/* To all ports that have the address, else to the one that it is behind; *known becomes true if there
+ * is one. */
 static int to_address(avf_switch *s, const avf_port *from, vdcm_worker *worker, const avf_frame *f,
                       bool *known)
 {
@@ -120,6 +131,12 @@ static int to_address(avf_switch *s, const avf_port *from, vdcm_worker *worker, 
         }
         *known |= a->mac == mac;
         sent += one;
+    }
+    if (!*known && s->n_learnt != 0) {
+        avf_port *behind = avf_behind(s, mac);
+
+        *known = behind != NULL;
+        return behind != NULL ? offer(from, worker, behind, f) : 0;
     }
     return sent;
 }

@@ -239,6 +239,7 @@ static int deliver(avf_uplink *u, vdcm_worker *worker, const struct slot *slot)
     f->kind = avf_kind_of(f);
     avf_classify(f);
     (void)avf_verify(s, worker, f);
+    avf_forget(s, avf_mac(f->head + 6));
     return avf_forward(s, NULL, worker, f);
 }
 
@@ -248,6 +249,7 @@ static uint64_t run(void *queue, vdcm_worker *worker, uint64_t budget)
     uint64_t units = 0;
 
     avf_lock(u->its);
+    u->its->now = 0;
     while (units < budget && pending(u)) {
         uint32_t head = atomic_load_explicit(&u->head, memory_order_relaxed);
         const struct slot *slot = &u->slots[head % SLOTS];

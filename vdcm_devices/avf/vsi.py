@@ -28,7 +28,8 @@ Ethernet frames by their payload."""
 class Policy:
     """What the host lets a VDEV do.
 
-    ``trust``: it may have other unicast addresses than its own, and be promiscuous.
+    ``trust``: it may have other unicast addresses than its own, and be promiscuous; without
+    ``check_source`` they may be behind it, too.
     ``max_vlans``: so many VLAN filters.
     """
 
@@ -135,6 +136,7 @@ class Vsi:
             all_unicast=Promiscuous.UNICAST in self.promiscuous,
             all_multicast=Promiscuous.MULTICAST in self.promiscuous,
             check_source=self.policy.check_source,
+            learn=self.policy.trust and not self.policy.check_source,
         )
 
     def _apply_filters(self) -> None:
@@ -338,6 +340,7 @@ class Vsi:
             "tx_enabled": _bits(self.tx_enabled),
             "rx_enabled": _bits(self.rx_enabled),
             "addresses": sorted(map(text, self.others)),
+            "learnt": {text(mac): int(age) for mac, age in self.path.learnt().items()},
             "vlans": sorted(self.vlans) if self.filters_vlans else "all",
             "promiscuous": [flag.name.lower() for flag in self.promiscuous if flag.name],
             "rss_queues": sorted(set(self.rss.table)),
