@@ -84,7 +84,7 @@ class Arena:
 class Ring:
     """A direct portal: 64 slots in turn (queue.h)."""
 
-    def __init__(self, area: MappedArea, offset: int) -> None:
+    def __init__(self, area: MappedArea | Messages, offset: int) -> None:
         self._area = area
         self._offset = offset
         self.next = 0
@@ -126,6 +126,23 @@ class Ring:
         self._area.view[at + 8 : at + 64] = data[8:]
         self._area.write(at, 8, int.from_bytes(data[:8], "little"))
         self.next = (self.next + 1) % 64
+
+
+class Messages:
+    """Direct portals that cannot be mapped, for a Ring: each access is a message."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.view = self
+
+    def __setitem__(self, where: slice, data: bytes) -> None:
+        self._client.write_bytes(Region.BAR2, where.start, data)
+
+    def read(self, offset: int, width: int) -> int:
+        return self._client.read(Region.BAR2, offset, width)
+
+    def write(self, offset: int, width: int, value: int) -> None:
+        self._client.write(Region.BAR2, offset, width, value)
 
 
 class DsaClient:

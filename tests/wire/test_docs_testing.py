@@ -26,7 +26,7 @@ def test_every_fixture() -> None:
         for name, one in vars(plugin).items()
         if type(one).__name__ == "FixtureFunctionDefinition"
     }
-    assert said == there and len(said) == 5
+    assert said == there and len(said) == 6
 
 
 def test_every_fault_with_its_parameters() -> None:
@@ -63,5 +63,5 @@ def test_the_code_runs(tmp_path: Path, name: str) -> None:
 
 def test_there_is_code_of_each_kind() -> None:
     """That with a guest is run by tests/guest/test_testing.py."""
-    assert len(EXAMPLES) == 4
+    assert len(EXAMPLES) == 5
     assert sum("boot" in code for code in EXAMPLES.values()) == 1

@@ -143,7 +143,7 @@ def test_it_ends_though_somebody_is_asking(server: Server) -> None:
 
 
 def test_accesses_are_served_during_scrapes(server: Server) -> None:
-    """Both at once; how long they take is for tests/bench/metrics.py."""
+    """Both at once; how long they take is for tests/bench/observe.py."""
     over = threading.Event()
     counted: list[dict[tuple[str, ...], float]] = []
 

@@ -12,7 +12,7 @@ import typer
 from vdcm.cli.common import Control, Json, connect, print_json
 from vdcm.cli.tracing import size_of
 from vdcm.control import ControlClient
-from vdcm.errors import RecordingError
+from vdcm.errors import ControlError, RecordingError
 from vdcm.recording import Outcome
 from vdcm.recording import replay as replay_file
 
@@ -42,18 +42,30 @@ def record(
     While it is recorded each access is handled by Python, and nothing goes on beside that; so the
     guest finds it slow, until the VDEV is stopped and started again.
     """
-    with connect(control) as client:
+    with suppress(KeyboardInterrupt), connect(control) as client:
         client.call("record", name=name, file=str(file.absolute()), size=size_of(size))
         typer.echo(f"recording {name}: attach a guest now; Ctrl-C ends the record", err=True)
-        with suppress(KeyboardInterrupt):
+        try:
             while (ended := _ended(client, name)) is None:
                 time.sleep(LOOK)
-            typer.echo(f"the record of {name} has ended: {ended}")
-            return
+        except ControlError as error:
+            raise RecordingError(
+                f"{error}; {file} is not whole: vdcm replay --partial uses what it has"
+            ) from error
+        _check(file, ended)
+        typer.echo(f"the record of {name} has ended: {ended}")
+        return
+    with connect(control) as client:  # not the one that Ctrl-C has found in the middle of an answer
         made = client.call("record_end", name=name)
+    _check(file, made["ended"])
     typer.echo(f"{made['file']}: {made['records']} records, {made['bytes']} bytes")
-    if str(made["ended"]).startswith("failed"):
-        raise RecordingError(f"{made['file']}: {made['ended']}")
+
+
+def _check(file: Path, ended: str) -> None:
+    if ended.startswith("failed"):
+        raise RecordingError(
+            f"{file} is not whole, the record has {ended}; vdcm replay --partial uses what it has"
+        )
 
 
 def _ended(client: ControlClient, name: str) -> str | None:

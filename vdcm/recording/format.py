@@ -174,9 +174,15 @@ class Writer:
         self._count = 0
         self._limit = limit
         self.records = 0
-        self.bytes = self._file.write(START.pack(MAGIC, VERSION, 0))
-        self.add(Record(Kind.HEADER, (json.dumps(header, separators=(",", ":")),)))
-        self.flush()
+        self.bytes = 0
+        try:
+            self._write(START.pack(MAGIC, VERSION, 0))
+            self.add(Record(Kind.HEADER, (json.dumps(header, separators=(",", ":")),)))
+            self.flush()
+        except OSError:
+            self._file.close()
+            path.unlink()
+            raise
 
     @property
     def full(self) -> bool:
@@ -198,9 +204,15 @@ class Writer:
             return
         data = zlib.compress(self._waiting)
         head = BLOCK.pack(len(data), len(self._waiting), self._count, zlib.crc32(data))
-        self.bytes += self._file.write(head + data)
+        self._write(head + data)
         self._waiting.clear()
         self._count = 0
+
+    def _write(self, data: bytes) -> None:
+        while data:  # a disk that is almost full takes a part
+            written = self._file.write(data)
+            self.bytes += written
+            data = data[written:]
 
     def close(self) -> None:
         """Twice is harmless. Without a record END before, the file is not whole."""

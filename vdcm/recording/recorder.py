@@ -85,24 +85,27 @@ def start(manager: Manager, name: str, path: Path, limit: int = SIZE_LIMIT) -> R
                     "whose data is in memory"
                 )
     _check_alone(manager, entry)
-    if entry.life is Life.STARTED:
-        manager.stop(name)
-    for parent in parents:
-        if parent.keeps(entry.name):
-            parent.forget(entry.name)
-        manager.renew_parent(parent.name)
-    parents = [manager.parent(one) for one in definition.parents]
     try:
         writer = Writer(path, header, limit)
     except OSError as error:
         raise RecordingError(f"{path}: {error.strerror}") from error
-    drivers = [parent.driver for parent in parents if parent.driver is not None]
-    recording = Recording(definition, path, writer, drivers, clock)
+    recording: Recording | None = None
     try:
+        if entry.life is Life.STARTED:
+            manager.stop(name)
+        for parent in parents:
+            if parent.keeps(entry.name):
+                parent.forget(entry.name)
+            manager.renew_parent(parent.name)
+        parents = [manager.parent(one) for one in definition.parents]
+        drivers = [parent.driver for parent in parents if parent.driver is not None]
+        recording = Recording(definition, path, writer, drivers, clock)
         manager.start(name, recording)
     except BaseException:
-        recording.end("it could not be started")
+        if recording is not None:
+            recording.end("it could not be started")
         path.unlink(missing_ok=True)
+        writer.close()
         raise
     recording.listen(manager)
     return recording

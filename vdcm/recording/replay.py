@@ -23,7 +23,8 @@ from vdcm.definition import (
 )
 from vdcm.errors import RecordingError, VdcmError
 from vdcm.events import Event, Interrupt, InterruptLine
-from vdcm.parent import Parent, build, models, set_properties
+from vdcm.parent import Parent, build, set_properties
+from vdcm.parent import models as installed
 from vdcm.pasid import Page
 from vdcm.properties import Property, PropertyError, properties_of
 from vdcm.protocol import Irq
@@ -68,9 +69,11 @@ class Outcome:
         }
 
 
-def replay(path: Path, *, partial: bool = False) -> Outcome:
+def replay(
+    path: Path, *, partial: bool = False, models: Mapping[str, type[Parent]] | None = None
+) -> Outcome:
     """Do it all again, until something differs. ``partial``: a record that is not whole is replayed
-    as far as it is good.
+    as far as it is good. ``models``: device models by name, before those that are installed.
 
     RecordingError if the record cannot be used: it is none, not whole, makes no sense, or is of a
     device that cannot be made here.
@@ -79,13 +82,13 @@ def replay(path: Path, *, partial: bool = False) -> Outcome:
     try:
         if not partial:
             reader.check()
-        return _Replay(reader, partial).run()
+        return _Replay(reader, partial, models or {}).run()
     finally:
         reader.close()
 
 
 class _Replay:
-    def __init__(self, reader: Reader, partial: bool) -> None:
+    def __init__(self, reader: Reader, partial: bool, models: Mapping[str, type[Parent]]) -> None:
         self._reader: Final = reader
         self._partial: Final = partial
         self._records: Final = self._good_ones()
@@ -94,7 +97,7 @@ class _Replay:
             self._clock: Final[int] = header["clock"]
             if type(self._clock) is not int or not 0 < self._clock < 1 << 62:
                 raise ValueError("its clock is none")
-            self._definition, self._wanted = _definitions(header)
+            self._definition, self._wanted = _definitions(header, models)
         except (StopIteration, ValueError, KeyError, TypeError, RecursionError) as error:
             raise RecordingError(
                 f"{reader.path}: a header that makes no sense: {error!r}"
@@ -282,18 +285,20 @@ class _Replay:
             self.window.signal(Record(Kind.LINE, (int(event.asserted),)))
 
 
-def _definitions(header: Mapping[str, Any]) -> tuple[VdevDefinition, list[ParentDefinition]]:
+def _definitions(
+    header: Mapping[str, Any], models: Mapping[str, type[Parent]]
+) -> tuple[VdevDefinition, list[ParentDefinition]]:
     """What the header says, checked: nothing outside of this process is touched by it."""
-    installed = models()
+    known_models = {**installed(), **models}
     wanted: dict[str, ParentDefinition] = {}
     for one in header["parents"][:PARENTS]:
         name, model = str(one["name"]), str(one["model"])
-        if model not in installed:
+        if model not in known_models:
             raise VdcmError(f"there is no device model {model[:80]}: install it")
-        known = properties_of(installed[model])
+        known = properties_of(known_models[model])
         values = property_values(known, dict(one["properties"]), name[:80])
         _inside(name, known, values)
-        wanted[name] = ParentDefinition(name, model, installed[model], values)
+        wanted[name] = ParentDefinition(name, model, known_models[model], values)
     given = {key: value for key, value in dict(header["vdev"]).items() if key != "socket"}
     definition = vdev_from_json(given, wanted)
     kind = wanted[definition.parents[0]].factory.vdev_model(definition.type)

@@ -19,6 +19,8 @@ import pytest
 
 from vdcm.environment import Environment
 from vdcm.errors import PrerequisiteError
+from vdcm.recording import Outcome
+from vdcm.recording import replay as replay_file
 from vdcm.testing.host import Host
 from vdcm.testing.machine import Machine
 from vdcm.testing.prepared import prepared
@@ -33,6 +35,7 @@ Started = TypeVar("Started", Server, Machine)
 Running = Callable[[Started], AbstractContextManager[Started]]
 Serve = Callable[..., Server]
 Boot = Callable[..., Machine]
+Replay = Callable[..., Outcome]
 _RUNNING = pytest.StashKey[list[Server | Machine]]()
 _OPTIONS = {
     "qemu": "QEMU with vfio-user-pci (10.1 or later)",
@@ -137,6 +140,20 @@ def boot(
             return stack.enter_context(vdcm_running(machine))
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def replay() -> Replay:
+    """``replay(file, **options of vdcm.recording.replay)`` does a recorded session again; where the
+    model does not do the same, the test fails with the first difference."""
+
+    def check(file: Path, **options: Any) -> Outcome:
+        outcome = replay_file(file, **options)
+        if outcome.difference is not None:
+            pytest.fail(f"{outcome.name} ({outcome.type}): {outcome.difference}", pytrace=False)
+        return outcome
+
+    return check
 
 
 @pytest.hookimpl(wrapper=True)

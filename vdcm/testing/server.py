@@ -13,7 +13,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -221,6 +222,19 @@ class Server:
     def set(self, name: str, **values: int | str) -> None:
         """What ``vdcm set`` does."""
         self.call("set", name=name, values=values)
+
+    @contextmanager
+    def record(self, name: str, file: Path | None = None) -> Iterator[Path]:
+        """Start a VDEV anew, and record what is done to it within, as ``vdcm record`` does: in
+        ``file``, which there is not yet, by default one in ``folder``. ControlError if that is
+        refused, or the VDEV was stopped; ServerError for a record that is not whole.
+        """
+        path = (file or self.folder / f"{name}.rec").absolute()
+        self.call("record", name=name, file=str(path))
+        yield path
+        made = self.call("record_end", name=name)
+        if made["ended"] != "ended":
+            raise ServerError(f"the record {path} has ended: {made['ended']}\n{self.log_tail()}")
 
     def faults(self, name: str) -> Faults:
         """Those of a VDEV that is started; they go when it is stopped."""
