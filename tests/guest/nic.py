@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from vdcm.testing import Machine, Server, address_of
 
 AVF = "8086:1889"
-MODULES = ("iavf", "8021q")  # for Machine(modules=…)
+MODULES = ("iavf", "8021q", "bridge")  # for Machine(modules=…)
 TOOLS = ("ethtool", "ip")  # for Machine(tools=…)
 TRAFFIC_TOOLS = (*TOOLS, "iperf3")
 IP = "/bin/ip"  # iproute's; the name alone is busybox's own to its shell
@@ -115,6 +115,7 @@ class Pair:
 
     ADDRESSES: ClassVar = ("192.0.2.1", "192.0.2.2")
     ADDRESSES6: ClassVar = ("fd00::1", "fd00::2")
+    BRIDGED_ADDRESSES: ClassVar = ("203.0.113.1", "203.0.113.2")
     VLAN_ADDRESSES: ClassVar = ("198.51.100.1", "198.51.100.2")
 
     def __init__(self, a: Nic, b: Nic) -> None:
@@ -170,6 +171,22 @@ class Pair:
         for nic in (self.a, self.b):
             nic.ip("link del vlan")
             nic.wait_shown("vlans", [])
+
+    @contextmanager
+    def bridge(self, mac: str) -> Iterator[None]:
+        """b's interface is a port of a bridge in b, which has an address and this MAC."""
+        here, there = self.BRIDGED_ADDRESSES
+        self.server.set(self.b.name, trust=True, spoof_check=False)
+        self.b.machine.check(f"modprobe bridge; {IP} link add br0 address {mac} type bridge")
+        self.b.ip("link set @ master br0")
+        self.b.machine.check(f"ip link set br0 up; ip addr add {there}/24 dev br0")
+        self.a.ip(f"addr add {here}/24 dev @")
+        yield
+        self.a.ip(f"addr del {here}/24 dev @")
+        self.b.machine.check(f"{IP} link del br0")
+        self.configure(self.b)
+        self.b.wait_shown("promiscuous", [])
+        self.server.set(self.b.name, trust=False, spoof_check=True)
 
     @contextmanager
     def mtu(self, size: int) -> Iterator[None]:

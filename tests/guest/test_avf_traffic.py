@@ -117,6 +117,15 @@ def test_vlans(pair: Pair) -> None:
         assert not pair.answers(pair.VLAN_ADDRESSES[1])
 
 
+def test_a_bridge_in_a_guest(pair: Pair) -> None:
+    mac = "02:00:00:00:01:01"
+    with pair.bridge(mac):
+        pair.ping(pair.BRIDGED_ADDRESSES[1])
+        assert (mac in pair.b.shown()["learnt"], pair.a.shown()["learnt"]) == (True, {})
+    assert pair.b.shown()["learnt"] == {}
+    pair.ping(pair.ADDRESSES[1])
+
+
 def test_jumbo_frames(pair: Pair) -> None:
     with pair.mtu(9000):
         pair.ping(pair.ADDRESSES[1], 8972)

@@ -19,6 +19,7 @@ from avf_net import Net, Station, ethernet, mac
 
 from vdcm import PropertyError, VdcmError
 from vdcm.parent import build
+from vdcm.surroundings import freeze_native
 from vdcm.sweep import AdiPath, QueueState
 from vdcm_devices.avf import Avf
 from vdcm_devices.avf.datapath import Offloads
@@ -194,7 +195,9 @@ def test_what_is_behind_a_port_is_not_outside(outside: Outside) -> None:
     bridge.send(hello)
     assert outside.receive() == hello
     a.send(known)
-    assert bridge.frames() == [known]
+    own = ethernet(bridge.mac, a.mac, payload(60))
+    a.send(own)
+    assert bridge.frames() == [known, own]
     back = ethernet(behind, OUTSIDE, payload(52))
     outside.send(back)
     assert outside.arrived(bridge) == [back]
@@ -205,6 +208,14 @@ def test_what_is_behind_a_port_is_not_outside(outside: Outside) -> None:
     a.send(moved)
     assert outside.receive() == moved  # and nothing before it
     assert bridge.frames() == []
+    bridge.send(hello)
+    freeze_native(time.monotonic_ns() + 300 * 10**9)
+    try:
+        outside.send(back)
+        outside.wait(lambda: outside.uplink.counters()["unwanted"] == 1)
+    finally:
+        freeze_native(0)
+    assert bridge.frames() == []  # not seen for long
 
 
 def test_tags_checksums_and_segments(outside: Outside) -> None:
