@@ -4,7 +4,8 @@
 
 Each VDEV is a ``dsa-1dwq`` of one ``vdcm serve --metrics``. One more, a card, has a client that
 reads a register without end: with nobody watching, with a scrape each second, and with a snapshot
-each second, as ``top`` takes it; in turns. All samples go to ``build/bench/observe.json``.
+each second, as ``top`` takes it; in turns. Then ``vdcm top --once`` is run, with its interval of
+0.1 s. All samples go to ``build/bench/observe.json``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import argparse
 import multiprocessing
 import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -59,6 +62,19 @@ def reads(client: Client, seconds: float) -> list[int]:
     return found
 
 
+def python_ms(server: Server) -> float:
+    """CPU time of the event loop's thread so far (proc(5), schedstat)."""
+    text = Path(f"/proc/{server.pid}/task/{server.pid}/schedstat").read_text()
+    return int(text.split()[0]) / 1e6
+
+
+def spent(act: Callable[[], object], server: Server) -> tuple[float, float]:
+    """ms that it takes, and of Python's CPU time in the server."""
+    start, before = time.monotonic(), python_ms(server)
+    act()
+    return 1000 * (time.monotonic() - start), python_ms(server) - before
+
+
 def watched(act: Callable[[], object], client: Client, seconds: float) -> dict[str, Any]:
     """A client's reads while something looks at the server each second."""
     over, times = multiprocessing.Event(), multiprocessing.Queue()
@@ -93,6 +109,14 @@ def measure(count: int, seconds: float, rounds: int) -> dict[str, Any]:
             with ControlClient(server.control) as control:
                 snapshot.read(lambda skip: control.call("counters", skip=skip))
 
+        def once() -> None:
+            command = [sys.executable, "-m", "vdcm", "top", "--once", "--interval", "0.1"]
+            subprocess.run(
+                [*command, "--control", str(server.control)],
+                stdout=subprocess.DEVNULL,
+                check=True,
+            )
+
         result: dict[str, Any] = {"count": count, "bytes": scrape(), "rounds": []}
         for _ in range(rounds):
             result["rounds"].append(
@@ -100,6 +124,9 @@ def measure(count: int, seconds: float, rounds: int) -> dict[str, Any]:
                     "alone": {"read_ns": reads(client, seconds), "ms": []},
                     "scrape": watched(scrape, client, seconds),
                     "top": watched(look, client, seconds),
+                    "scrape_ms": spent(scrape, server),
+                    "look_ms": spent(look, server),
+                    "once_ms": spent(once, server),
                 }
             )
         return result
@@ -128,6 +155,24 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def costs(results: list[dict[str, Any]]) -> str:
+    """One at a time: a scrape, a snapshot, and a whole ``vdcm top --once``; CPU is the server's."""
+    lines = [
+        "| VDEVs | scrape, KiB | it takes, ms (CPU) | snapshot, ms (CPU) | top --once, s (CPU) |",
+        "|---|---|---|---|---|",
+    ]
+    for result in results:
+        cells = []
+        for name, unit in (("scrape_ms", 1), ("look_ms", 1), ("once_ms", 1000)):
+            took, cpu = (
+                median(one[name][part] / unit for one in result["rounds"]) for part in (0, 1)
+            )
+            digits = 2 if unit == 1000 else 0
+            cells.append(f"{took:.{digits}f} ({cpu:.{digits}f})")
+        lines.append(f"| {result['count']} | {result['bytes'] / 1024:.0f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser("ci/bench observe", description=__doc__.split("\n\n")[0])
     parser.add_argument("--counts", default="1,64,1024")
@@ -141,7 +186,7 @@ def main() -> None:
     steal = steal_seconds() - steal
     path = keep("observe", {"steal_seconds": steal, "results": results})
     print(table(results))
-    print(", ".join(f"{one['count']} VDEVs: {one['bytes']} bytes a scrape" for one in results))
+    print(costs(results))
     print(f"steal time {steal:.1f} s; all samples in {path}")
 
 
