@@ -102,10 +102,13 @@ def cut_short(file: Path) -> None:
     assert (code, "does the same as it was recorded to do" in said) == (IDENTICAL, True)
 
 
-def test_ctrl_c_ends_it(server: Server, record: Callable[..., Recorder]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it(
+    server: Server, record: Callable[..., Recorder], number: signal.Signals
+) -> None:
     recorder = record()
     use(server)
-    code, said = recorder.ended(signal.SIGINT)
+    code, said = recorder.ended(number)
     size = recorder.file.stat().st_size
     assert code == 0 and said.startswith(f"{recorder.file}: ") and f" {size} bytes" in said
     use(server, 1)  # it goes on, and is not recorded
