@@ -20,7 +20,13 @@ VdcmError
 
 from __future__ import annotations
 
+import sys
+import traceback
 from pathlib import Path
+from typing import Final
+
+_OTHERS: Final = {"vdcm", *sys.stdlib_module_names}
+"""Packages whose lines do not tell where a device model's mistake is."""
 
 
 class VdcmError(Exception):
@@ -93,3 +99,16 @@ class ControlError(VdcmError):
     def __init__(self, message: str, code: int = 0) -> None:
         super().__init__(message)
         self.code = code
+
+
+def fault(error: Exception) -> str:
+    """A device model's mistake in one line, with its place: the last line of the model's own that
+    led to ``error``, or the one that Python cannot read."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}: {error.msg}"
+    place = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in _OTHERS:
+            place = f"{frame.f_code.co_filename}:{line}: "
+    kind = "" if isinstance(error, VdcmError) else f"{type(error).__name__}: "
+    return f"{place}{kind}{error}"

@@ -33,7 +33,7 @@ from vdcm.definition import (
     vdev_from_json,
 )
 from vdcm.entry import Entry, Life, Listener, Origin, Stage
-from vdcm.errors import StateError, VdcmError
+from vdcm.errors import StateError, VdcmError, fault
 from vdcm.parent import Parent, build, set_properties
 from vdcm.properties import PropertyError, properties_of
 from vdcm.store import Store
@@ -503,6 +503,4 @@ def _blame(whom: str) -> Iterator[None]:
     except VdcmError:
         raise
     except Exception as error:
-        raise VdcmError(
-            f"{whom}: the device model failed: {type(error).__name__}: {error}"
-        ) from error
+        raise VdcmError(f"{whom}: the device model failed: {fault(error)}") from error

@@ -7,18 +7,20 @@ vdcm itself knows none by name, so a model outside this repository works like th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Final, TypeVar
 
-from vdcm.errors import DeclarationError, VdcmError
+from vdcm.errors import DeclarationError, VdcmError, fault
 from vdcm.host import HostDriver
 from vdcm.properties import Configurable, Property, PropertyError, properties_of
 from vdcm.sweep import NAP_US
 from vdcm.vdev import Vdev
 
 GROUP: Final = "vdcm.devices"
+_first: Final[set[str]] = set()
+"""The models that this process has found first."""
 
 
 @dataclass(frozen=True)
@@ -160,11 +162,22 @@ def models() -> dict[str, type[Parent]]:
             model = entry.load()
         except Exception as error:
             raise DeclarationError(
-                f"device model {entry.name} ({entry.value}) does not load: {error}"
+                f"device model {entry.name} ({entry.value}) does not load: {fault(error)}"
             ) from error
         if not (isinstance(model, type) and issubclass(model, Parent)):
             raise DeclarationError(
                 f"device model {entry.name} ({entry.value}) is no subclass of vdcm.Parent"
             )
         found[entry.name] = model
+    _first.update(found if not _first else ())
     return found
+
+
+def installed_since(known: Iterable[str] = ()) -> str:
+    """A hint, if device models are installed that are not among the ``known``, which are those of
+    this process if none are given; else nothing."""
+    before = set(known) or _first
+    new = {entry.name for entry in entry_points(group=GROUP)} - before if before else set()
+    return (
+        f"; installed since it was started: {', '.join(sorted(new))}; start it anew" if new else ""
+    )

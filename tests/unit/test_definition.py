@@ -129,6 +129,15 @@ def test_a_parent_named_as_the_model_is_the_implicit_one(tmp_path: Path) -> None
             "d.yaml:2: is not YAML: expected a single document in the stream but found another",
         ),
         ("vdevs: {a: *nobody}\n", "d.yaml:1: is not YAML: found undefined alias"),
+        (
+            "vdevs:\n  a:\n    type:lamp\n    level: 3\n",
+            "d.yaml:4: is not YAML: mapping values are not allowed here: is there a space",
+        ),
+        (
+            "vdevs:\n\ta: {type: lamp}\n",
+            "d.yaml:2: is not YAML: found character '\\t' that cannot start any token while "
+            "scanning for the next token: indent with spaces",
+        ),
         ("vdevs:\n", "d.yaml:1: vdevs has no VDEV"),
         ("vdevs: {a: 3}", "d.yaml:1: VDEV a is a mapping (KEY: VALUE), not '3'"),
         (
@@ -142,6 +151,11 @@ def test_a_parent_named_as_the_model_is_the_implicit_one(tmp_path: Path) -> None
             "d.yaml:2: unknown type lmap (did you mean lamp? known: broken-lamp, lamp)",
         ),
         ("vdevs: {a: {level: 3}}", "d.yaml:1: VDEV a needs a type (known: broken-lamp, lamp)"),
+        (
+            "vdevs:\n  a: {\n    typ: lamp}\n",
+            "d.yaml:3: unknown key typ (did you mean type?)",
+        ),
+        ("vdevs: {a: {type: lam}}", "d.yaml:1: unknown type lam (did you mean lamp?"),
         ("vdevs: {a: {type: }}", "d.yaml:1: type takes the name of a type, not nothing"),
         ("vdevs: {a: {type: [x]}}", "d.yaml:1: type takes the name of a type, not a list"),
         (

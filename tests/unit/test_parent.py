@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint
+import re
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 
 import pytest
 from small_model import House, Lamp
 
 import vdcm.parent
 from vdcm import Parent, PropertyError, VdcmError
+from vdcm.definition import implicit_parents
+from vdcm.definition.checked import default_parent
 from vdcm.errors import DeclarationError
-from vdcm.parent import GROUP, build, models, set_properties
+from vdcm.parent import GROUP, build, installed_since, models, set_properties
 from vdcm.pasid import PASIDS
 from vdcm_devices.idio16 import Idio16Card
 
@@ -98,3 +102,44 @@ def test_a_model_that_is_none_is_named(
     with pytest.raises(DeclarationError, match=message):
         models()
     assert GROUP == "vdcm.devices"
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("import vdcm\nvdcm.Access.R0\n", "slip.py:2: AttributeError: "),
+        ("x = (\n", "slip.py:1: '(' was never closed"),
+        ("from vdcm import Barr\n", "slip.py:1: ImportError: cannot import name 'Barr'"),
+        (
+            "from vdcm import Register, RegisterMap\n\n"
+            "class Registers(RegisterMap):\n"
+            "    A = Register(0, 32)\n"
+            "    B = Register(2, 16)\n",
+            "slip.py:3: Registers.B (bytes 0x2:0x3) overlaps A",
+        ),
+    ],
+)
+def test_a_model_that_does_not_load_has_the_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str, said: str
+) -> None:
+    (tmp_path / "slip.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(
+        vdcm.parent, "entry_points", lambda group: [EntryPoint("slip", "slip:Slip", group)]
+    )
+    with pytest.raises(DeclarationError, match=re.escape(f"does not load: {tmp_path}/{said}")):
+        models()
+
+
+def test_a_model_that_is_installed_later_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = models()
+    assert installed_since() == installed_since(known) == ""
+
+    def found(group: str) -> list[EntryPoint]:
+        return [*entry_points(group=group), EntryPoint("later", "small_model:House", group)]
+
+    monkeypatch.setattr(vdcm.parent, "entry_points", found)
+    for hint in (installed_since(), installed_since(known)):
+        assert hint == "; installed since it was started: later; start it anew"
+    with pytest.raises(VdcmError, match=r"unknown type attic .*later; start it anew"):
+        default_parent("a", "attic", implicit_parents(known))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import pytest
 from hypothesis import given
@@ -246,6 +247,7 @@ def test_asked_for_places_are_kept_and_the_rest_fills_gaps() -> None:
         (lambda: [PowerManagement(), PowerManagement()], "at most one"),
         (lambda: [Msi(), MaskableMsi()], "at most one"),
         (lambda: [VendorSpecific(b"x")] * 2, "one object"),
+        (lambda: [cast(Capability, Msi)], "Msi is no capability"),
         (lambda: [MsiX(1, table_bar=0, pba_bar=3, pba_offset=4)], "multiple of 8"),
         (lambda: [MsiX(1, table_bar=1, pba_bar=3, pba_offset=0)], "BAR1"),
         (lambda: [MsiX(1, table_bar=2, pba_bar=3, pba_offset=0)], "BAR2 is no memory BAR"),

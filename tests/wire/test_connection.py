@@ -81,6 +81,19 @@ def test_client_reads_what_the_server_is(serve: Serve) -> None:
         assert [irq.count for irq in client.irqs][:3] == [1, 8, 40]
 
 
+def test_who_only_looks_whether_it_is_served_is_not_warned_of(serve: Serve) -> None:
+    server = serve()
+    raw_connection(server.paths[0]).close()
+    with server.connect() as client:
+        check(client)
+    assert "a client was refused" not in server.log
+    with raw_connection(server.paths[0]) as connection:
+        connection.send(b"\0")
+    with server.connect() as client:
+        check(client)
+    assert "a client was refused: it closed before it had said its version" in server.log
+
+
 def test_clients_come_one_after_the_other(serve: Serve) -> None:
     server = serve()
     for number in range(1, 21):

@@ -15,6 +15,7 @@ from typing import Final
 import pytest
 
 from vdcm.client import Client, Region
+from vdcm.errors import ControlError
 from vdcm.testing import DEADLINE, Server
 from vdcm.testing.plugin import Running
 
@@ -102,7 +103,7 @@ def cut_short(file: Path) -> None:
     assert (code, "does the same as it was recorded to do" in said) == (IDENTICAL, True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it(
     server: Server, record: Callable[..., Recorder], number: signal.Signals
 ) -> None:
@@ -131,6 +132,22 @@ def test_a_client_that_dies_is_recorded_and_so_is_the_next(
     code, said = replay(recorder.file, "--json")
     counts = json.loads(said)["counts"]
     assert code == IDENTICAL and counts["attach"] == 2 and counts["write"] == 3
+
+
+def test_another_one_after_it(server: Server, record: Callable[..., Recorder]) -> None:
+    first = record()
+    with pytest.raises(ControlError, match=f"card is being recorded into {first.file}: Ctrl-C"):
+        server.call("record", name="card", file=str(server.folder / "new.rec"))
+    use(server)
+    assert first.ended(signal.SIGINT)[0] == 0
+    server.wait_for("the client has gone", lambda: server.show("card")["state"] == "ready")
+    first.file.rename(server.folder / "first.rec")
+    second = record()
+    use(server, 1)
+    assert second.ended(signal.SIGINT)[0] == 0
+    for file, rounds in ((server.folder / "first.rec", ROUNDS), (second.file, 1)):
+        code, said = replay(file, "--json")
+        assert (code, json.loads(said)["counts"]["write"]) == (IDENTICAL, rounds)
 
 
 def test_it_ends_when_the_vdev_is_stopped(server: Server, record: Callable[..., Recorder]) -> None:

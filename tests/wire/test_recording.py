@@ -186,14 +186,14 @@ def test_what_cannot_be_recorded_is_refused_with_place_and_fix(
             pass
         assert (tmp_path / "there").read_bytes() == b"mine" and not (tmp_path / "new").exists()
 
-    refused("card", "there: File exists", "there")
+    refused("card", "there exists: name another file, or remove it", "there")
     refused("card", "No such file or directory", "nowhere/new")
     refused("work0", "two works for work1, too; .* stop work1, or define a parent of its own")
     refused("disk0", "file has store=file:.* use one whose data is in memory")
     with server.connect("card"):
         refused("card", "card has a client; .* stop the guest first")
     server.call("record", name="card", file=str(tmp_path / "card.rec"))
-    refused("card", "card has been recorded already: vdcm stop card first")
+    refused("card", "card is being recorded into .*card.rec: Ctrl-C ends that")
 
 
 def test_a_session_whose_record_ends_before_it_is_an_error(one: Any) -> None:

@@ -446,6 +446,18 @@ def test_dma_to_memory_that_is_not_shared_costs_its_device_only(
         assert bar0(client, SCRATCH) == 0
 
 
+def test_memory_that_is_not_the_guests_ram_may_be_unshared(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """QEMU announces that of its VGA, too."""
+    client.dma_memory(0, 1 << 20)
+    client.dma_map(0xFD00_0000, 16 << 20)
+    assert "not shared" not in caplog.text
+    client.dma_unmap(0, 1 << 20)
+    client.dma_map(0, 1 << 20)
+    assert "all: guest memory is not shared with vdcm" in caplog.text
+
+
 @pytest.mark.parametrize("address", [0, RAM - 1, RAM + PAGE - 1, (1 << 64) - 1])
 def test_dma_beside_the_memory(client: Client, vdev: Everything, address: int) -> None:
     client.dma_memory(RAM, PAGE)

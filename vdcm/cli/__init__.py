@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -83,6 +84,14 @@ for verb, function, example in (
     app.command(verb, epilog=f"Example: vdcm {example}")(function)
 
 
+def _place(error: OSError) -> str:
+    if error.filename is not None:
+        return os.fsdecode(error.filename)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG):
+        return "the output cannot be written"
+    return "failed (vdcm --debug ... shows where)"
+
+
 def main() -> None:
     """The entry point of the command ``vdcm``."""
     if sys.stdout is None:  # closed by whoever has started us
@@ -92,7 +101,7 @@ def main() -> None:
     except OSError as error:  # what can be foreseen is a VdcmError: this is mostly a full disk
         if _debug:
             traceback.print_exc()
-        print(f"vdcm: {error} (vdcm --debug ... shows where)", file=sys.stderr)
+        print(f"vdcm: {_place(error)}: {error.strerror or error}", file=sys.stderr)
         with suppress(OSError, ValueError):  # what is left in the buffer would fail again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -22,7 +22,7 @@ from vdcm.cli.common import (
 )
 from vdcm.definition import implicit_parents
 from vdcm.errors import ControlError
-from vdcm.parent import models
+from vdcm.parent import installed_since, models
 
 
 def list_vdevs(
@@ -108,7 +108,8 @@ def types(
     """List the types of VDEV there are.
 
     With how many more of each could be started now, and their properties: LIVE ones may be set
-    while the VDEV is started. If no server runs: what the installed device models have.
+    while the VDEV is started. If no server runs: what the installed device models have, and - for
+    how many.
     """
     try:
         client = connect(control)
@@ -119,6 +120,9 @@ def types(
     else:
         with client:
             found = client.call("types", parent=parent)
+        since = installed_since(one["model"] for one in found) if parent is None else ""
+        if since:
+            typer.echo(f"vdcm: these are the server's{since}", err=True)
     if as_json:
         print_json(found)
         return
@@ -173,7 +177,7 @@ def _free(driver: dict[str, Any] | None) -> str:
 
 def _available(one: dict[str, Any]) -> str:
     if "available" not in one:
-        return "?"
+        return "-"
     return "any" if one["available"] is None else str(one["available"])
 
 

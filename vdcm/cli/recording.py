@@ -39,12 +39,14 @@ def record(
 ) -> None:
     """Record what a guest does to a VDEV, and what that does.
 
-    The VDEV is started anew; attach a guest then. Ends with Ctrl-C or SIGTERM, or when the VDEV is
-    stopped.
+    The VDEV is started anew; attach a guest then. Ends with Ctrl-C (SIGINT), SIGTERM or a hang-up,
+    or when the VDEV is stopped.
     While it is recorded each access is handled by Python, and nothing goes on beside that; so the
     guest finds it slow, until the VDEV is stopped and started again.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # timeout(1) ends it as Ctrl-C does
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, signal.default_int_handler)
     with suppress(KeyboardInterrupt), connect(control) as client:
         client.call("record", name=name, file=str(file.absolute()), size=size_of(size))
         typer.echo(f"recording {name}: attach a guest now; Ctrl-C ends the record", err=True)

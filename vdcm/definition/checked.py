@@ -20,7 +20,7 @@ from uuid import UUID, uuid4
 
 from vdcm.definition.places import runtime_folder
 from vdcm.errors import VdcmError
-from vdcm.parent import Parent
+from vdcm.parent import Parent, installed_since
 from vdcm.properties import Property, PropertyError, properties_of
 
 PATH_LIMIT: Final = 107
@@ -92,13 +92,19 @@ class Definition:
     control: Path
 
 
+def meant(word: str, known: Iterable[str]) -> str:
+    """The one of ``known`` that ``word`` is a slip of the pen for; "" if none."""
+    cutoff = 0.65 if len(word) == 3 else 0.7  # of three letters one may be wrong
+    return "".join(difflib.get_close_matches(word, sorted(known), n=1, cutoff=cutoff))
+
+
 def choices(word: str, known: Iterable[str]) -> str:
     """``(known: a, b)``, with the likely one first if ``word`` looks like a slip of the pen."""
     names = sorted(known)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.7)
-    meant = f"did you mean {near[0]}? " if near else ""
+    near = meant(word, names)
+    hint = f"did you mean {near}? " if near else ""
     more = f" and {len(names) - CHOICES} more" if len(names) > CHOICES else ""
-    return f"({meant}known: {', '.join(names[:CHOICES]) or 'none'}{more})"
+    return f"({hint}known: {', '.join(names[:CHOICES]) or 'none'}{more})"
 
 
 def implicit_parents(
@@ -165,7 +171,7 @@ def check_parents(names: Sequence[str], known: Mapping[str, ParentDefinition]) -
     """``names`` if each is a parent's, and none is there twice."""
     for name in names:
         if name not in known:
-            raise VdcmError(f"unknown parent {name[:80]} {choices(name, known)}")
+            raise VdcmError(f"unknown parent {name[:80]} {choices(name, known)}{installed_since()}")
         if names.count(name) > 1:
             raise VdcmError(f"parent {name} is here twice")
     return tuple(names)
@@ -184,7 +190,7 @@ def default_parent(name: str, kind: str, known: Mapping[str, ParentDefinition]) 
     able = sorted(p.name for p in known.values() if kind in p.factory.types)
     if not able:
         kinds = {kind for parent in known.values() for kind in parent.factory.types}
-        raise VdcmError(f"unknown type {kind[:80]} {choices(kind, kinds)}")
+        raise VdcmError(f"unknown type {kind[:80]} {choices(kind, kinds)}{installed_since()}")
     if len(able) > 1:
         raise VdcmError(
             f"several parents have the type {kind}: give VDEV {name} a parent, {' or '.join(able)}"

@@ -43,6 +43,7 @@ from vdcm.definition.checked import (
     default_parent,
     default_socket,
     implicit_parents,
+    meant,
     type_properties,
 )
 from vdcm.definition.places import control_path
@@ -55,6 +56,11 @@ FILE_LIMIT: Final = 256 * 1024
 ENTRY_LIMIT: Final = 10_000
 """Keys of all mappings together, a mapping that is used twice by an alias counted twice."""
 
+_HINTS: Final = {
+    "mapping values are not allowed here": ": is there a space after each colon, here and above?",
+    "found character '\\t'": ": indent with spaces",
+}
+"""What YAML's author may have meant, by what the parser says."""
 _VDEV_KEYS: Final = ("type", "parent", "parents", "socket", "uuid", "auto")
 _Result = TypeVar("_Result")
 
@@ -100,7 +106,7 @@ def _parse(file: Path) -> Node:
         if words[1].startswith("expected"):  # what was expected, then "but found ..."
             words.reverse()
         raise DefinitionError(
-            f"is not YAML: {' '.join(words).rstrip()}",
+            f"is not YAML: {' '.join(words).rstrip()}{_HINTS.get(words[0].split(' that ')[0], '')}",
             file,
             mark.line + 1 if mark else 1,
             mark.column + 1 if mark else 1,
@@ -271,8 +277,14 @@ class _Reader:
         word = self.word(keys.get("type"), "the name of a type")
         if word is None:
             if isinstance(node, MappingNode) and "type" not in keys:
-                known = {kind for p in self.parents.values() for kind in p.factory.types}
-                self.wrong(key, f"VDEV {name} needs a type {choices('', known)}")
+                slips = [
+                    one for text, (one, _) in keys.items() if meant(text, _VDEV_KEYS) == "type"
+                ]
+                for slip in slips:
+                    self.wrong(slip, f"unknown key {slip.value} (did you mean type?)")
+                if not slips:
+                    known = {kind for p in self.parents.values() for kind in p.factory.types}
+                    self.wrong(key, f"VDEV {name} needs a type {choices('', known)}")
             return None
         parents = self.parents_of(name, keys, *word)
         if not parents:

@@ -43,16 +43,18 @@ def make(name: str, folder: Path) -> list[Path]:
         "device": f"{crc32(name.encode()) & 0xFFFF:04X}",
     }
     made = []
-    folder.mkdir(parents=True)
     try:
+        folder.mkdir(parents=True)
         for source in sorted(path for path in TEMPLATE.rglob("*") if path.is_file()):
             path = source.relative_to(TEMPLATE).as_posix().replace("PACKAGE", package)
             target = folder / path.removesuffix(".in")
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(Template(source.read_text()).substitute(values))
             made.append(target)
-    except BaseException:
-        shutil.rmtree(folder)
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise VdcmError(f"{folder}: cannot be made: {error.strerror}") from error
         raise
     return made
 

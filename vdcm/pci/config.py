@@ -160,6 +160,9 @@ class ConfigSpace:
 def _refuse_duplicates(capabilities: Sequence[Capability]) -> None:
     seen: dict[tuple[type, int], Capability] = {}
     for capability in capabilities:
+        if not isinstance(capability, Capability):
+            what = getattr(capability, "__name__", type(capability).__name__)
+            raise DeclarationError(f"capabilities: {what} is no capability; one is made as Msi()")
         name = type(capability).__name__
         if any(capability is other for other in seen.values()) or hasattr(capability, "config"):
             raise DeclarationError(f"{name}: one object cannot be two capabilities, make another")

@@ -180,7 +180,7 @@ class Writer:
             self.add(Record(Kind.HEADER, (json.dumps(header, separators=(",", ":")),)))
             self.flush()
         except OSError:
-            self._file.close()
+            self.abandon()
             path.unlink()
             raise
 
@@ -213,6 +213,10 @@ class Writer:
             written = self._file.write(data)
             self.bytes += written
             data = data[written:]
+
+    def abandon(self) -> None:
+        """Close the file as it is."""
+        self._file.close()
 
     def close(self) -> None:
         """Twice is harmless. Without a record END before, the file is not whole."""
@@ -301,7 +305,8 @@ class Reader:
     def _short(self, size: int, where: str = "") -> RecordingError:
         return RecordingError(
             f"{self.path} is not whole: it ends at byte {size}, "
-            f"{where or 'in the middle of a block'}; its first {self._good()}"
+            f"{where or 'in the middle of a block'}; its first {self._good()}. "
+            "Has vdcm record ended? If it never will: vdcm replay --partial"
         )
 
     def _bad(self, what: str) -> RecordingError:

@@ -52,8 +52,12 @@ def start(manager: Manager, name: str, path: Path, limit: int = SIZE_LIMIT) -> R
         raise RecordingError(
             f"{entry.name} is {entry.origin.value}, and could not be started anew: define it"
         )
-    if entry.stage is not None:
-        raise StateError(f"{entry.name} has been recorded already: vdcm stop {entry.name} first")
+    stage = entry.stage
+    if isinstance(stage, Recording) and not stage.reason:
+        raise StateError(
+            f"{entry.name} is being recorded into {stage.path}: Ctrl-C ends that where it was "
+            f"begun, and so does vdcm stop {entry.name}"
+        )
     vdev = entry.vdev
     if vdev is not None and vdev.session is not None:
         raise StateError(f"{entry.name} has a client; a record begins before: stop the guest first")
@@ -87,8 +91,10 @@ def start(manager: Manager, name: str, path: Path, limit: int = SIZE_LIMIT) -> R
     _check_alone(manager, entry)
     try:
         writer = Writer(path, header, limit)
+    except FileExistsError:
+        raise RecordingError(f"{path} exists: name another file, or remove it") from None
     except OSError as error:
-        raise RecordingError(f"{path}: {error.strerror}") from error
+        raise RecordingError(f"{path}: cannot be written: {error.strerror}") from error
     recording: Recording | None = None
     try:
         if entry.life is Life.STARTED:
@@ -230,6 +236,7 @@ class Recording:
 
     def _fail(self, reason: str) -> None:
         self.reason = f"failed: {reason}"
+        self._writer.abandon()
         log.error("%s: the record %s is not whole: %s", self.name, self.path, reason)
 
     def _flush_later(self) -> None:

@@ -285,7 +285,13 @@ class Machine:
             return self._error(f"QEMU closed the command port: {what}")
         text = self.console_log.read_text(errors="replace") if self.console_log.exists() else ""
         reason = "the guest's kernel panicked" if "Kernel panic" in text else "QEMU ended"
-        return self._error(f"{reason} (QEMU's status {status}): {what}")
+        return self._error(f"{reason} (QEMU's status {status}): {what}{self._unserved()}")
+
+    def _unserved(self) -> str:
+        found = re.search(
+            r"Failed to connect to '(.+?)'", self.qemu_log.read_text(errors="replace")
+        )
+        return f"; {found[1]} is not served: vdcm list says what is, and where" if found else ""
 
     def _error(self, message: str) -> GuestError:
         return GuestError(f"{message}\n{self.console()}")

@@ -110,7 +110,9 @@ class Endpoint:
             connection.close()
         except (VdcmError, OSError) as error:
             number = getattr(error, "errno", 0) or errno.EINVAL
-            log.warning("%s: a client was refused: %s", self.device.name, error)
+            # Who says nothing at all has only looked whether somebody listens here.
+            level = logging.WARNING if message else logging.DEBUG
+            log.log(level, "%s: a client was refused: %s", self.device.name, error)
             self._reply(connection, message, b"", number)
             connection.close()
         except Exception:

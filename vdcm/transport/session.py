@@ -94,10 +94,10 @@ def vdcm_on_memory(owner: Any, device: int, inode: int) -> int:
 @_callback
 def vdcm_on_dma(owner: Any, mapped: bool, iova: int, size: int, shared: bool) -> int:
     session: Session = ffi.from_handle(owner)
-    # Firmware images are never shared, and nobody wants to reach them: what counts is memory.
-    if mapped and not shared and size >= SMALLEST_RAM and not session.warned_not_shared:
-        session.warned_not_shared = True
-        session.complain(logging.WARNING, "%s", NOT_SHARED)
+    # Firmware images and a VGA's memory are never shared, and nobody wants to reach them: what
+    # counts is the guest's RAM, and of that QEMU shares all or nothing.
+    if mapped and not shared and size >= SMALLEST_RAM:
+        session.warn_not_shared()
     session.device.dma_changed(iova, size, mapped=mapped, shared=shared)
     return 0
 
@@ -143,7 +143,7 @@ class Session:
     ) -> None:
         self.device = endpoint.device
         self.interrupted: BaseException | None = None
-        self.warned_not_shared = False
+        self._warned_not_shared = False
         self._endpoint = endpoint
         self._connection = connection
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
@@ -395,6 +395,15 @@ class Session:
         if file not in self._private and len(self._private) < FILE_LIMIT:
             self._private[file] = maps_privately(self.peer, file)
         return self._private.get(file, False)
+
+    def warn_not_shared(self) -> None:
+        """Say once what is amiss, unless the RAM can be reached."""
+        if self._warned_not_shared or any(
+            one.shared and one.size >= SMALLEST_RAM for one in self.memory.ranges
+        ):
+            return
+        self._warned_not_shared = True
+        self.complain(logging.WARNING, "%s", NOT_SHARED)
 
     def complain(
         self, level: int, message: str, *args: Any, exc_info: BaseException | None = None

@@ -27,7 +27,9 @@ def claim_socket(path: Path) -> tuple[socket.socket, int]:
     try:
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise TransportError(f"{path}: cannot use its folder: {error.strerror}") from error
+        raise TransportError(
+            f"{path}: cannot use its folder: {error.strerror}; make it, or choose another path"
+        ) from error
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
