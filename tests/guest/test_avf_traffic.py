@@ -83,8 +83,11 @@ def test_they_have_four_queues_each_and_use_them(pair: Pair) -> None:
 @pytest.mark.parametrize(("direction", "flows"), [("", 1), ("-R", 1), ("", 4), ("--bidir", 4)])
 def test_tcp(pair: Pair, direction: str, flows: int) -> None:
     amount = f"-t {SECONDS}" if SOAK else "-n 4M"
-    received = iperf3(pair, direction, f"-P {flows}", amount=amount)["sum_received"]
-    assert received["bytes"] > 1_000_000
+    end = iperf3(pair, direction, f"-P {flows}", amount=amount)
+    # -n ends both directions when their sum is there: one of them may have come to little.
+    received = [end[name]["bytes"] for name in end if name.startswith("sum_received")]
+    assert len(received) == (2 if direction == "--bidir" else 1)
+    assert min(received) > 0 and sum(received) > 1_000_000
 
 
 @pytest.mark.parametrize("length", [16, 1400, 8000])

@@ -33,12 +33,16 @@ class Package:
         self.run(*pip, "--no-build-isolation", "--target", str(self.target), ".")
 
     def run(self, module: str, *arguments: str, cwd: Path | None = None, text: str = "") -> str:
-        """What ``python -m module`` prints, given ``text``, in its folder; it has to end well."""
+        """What ``python -m module`` prints, given ``text``, in its folder; it has to end well.
+
+        No server of the user's is asked for anything: it does not know the package.
+        """
+        nobody = {"PYTHONPATH": str(self.target), "XDG_RUNTIME_DIR": str(self.target)}
         done = subprocess.run(
             [sys.executable, "-m", module, *arguments],
             input=text,
             cwd=cwd or self.folder,
-            env={**os.environ, "PYTHONPATH": str(self.target)},
+            env={**os.environ, **nobody},
             capture_output=True,
             text=True,
             timeout=100,
