@@ -51,7 +51,7 @@ def test_qemus_own_netdev_is_the_other_end(
     far.check("iperf3 -s -D")
     for net in NETS:
         near.check(f"until ping -c 1 -W 1 {net}.2; do sleep 0.1; done")
-        near.check(f"ping -q -c 20 -i 0.01 -s 1472 {net}.2 | grep ' 0% packet loss'")
+        near.check(nic.pings(f"{net}.2", 1472), timeout=80)
         for direction in ("", "-R"):
             near.check(f"iperf3 -t 1 -c {net}.2 {direction}", timeout=40)
     for parent in server.parents():
