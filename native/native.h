@@ -100,10 +100,11 @@ typedef struct {
 /* They stay where they are as long as the session. */
 const vdcm_session_counters *vdcm_session_count(const vdcm_session *s);
 
-/* A write of a BAR: how long ago, and how many interrupts the VDCM has signalled since. */
+/* A write of a BAR: when (CLOCK_MONOTONIC), how long ago, and how many interrupts since. */
 typedef struct {
     uint64_t offset;
     uint64_t value;
+    uint64_t at;
     uint64_t ns;
     uint64_t interrupts;
     uint32_t region;

@@ -296,14 +296,14 @@ static uint64_t now_ns(void)
 bool vdcm_session_written(const vdcm_session *s, vdcm_written *written)
 {
     *written = s->watch.written;
-    written->ns = now_ns() - written->ns;
+    written->ns = now_ns() - written->at;
     written->interrupts = s->watch.interrupts - written->interrupts;
     return s->watch.any;
 }
 
 bool vdcm_session_silent(vdcm_session *s, uint64_t ns)
 {
-    if (!s->watch.silent || now_ns() - s->watch.written.ns < ns) {
+    if (!s->watch.silent || now_ns() - s->watch.written.at < ns) {
         return false;
     }
     s->watch.silent = false;

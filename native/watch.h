@@ -19,7 +19,10 @@ enum {
 /* Longer apart, two reads are no polling, but a watchdog's. */
 #define VDCM_REPEAT_GAP UINT64_C(250000000)
 
-/* Reads of one place that have seen one value, and no write or interrupt in between. */
+/*
+ * Reads of one place that have seen one value, and no write or interrupt in between; but each may be
+ * followed by one write of what it has seen, as who clears bits by writing 1 does it.
+ */
 struct vdcm_repeat {
     uint64_t offset;
     uint64_t value;
@@ -34,8 +37,9 @@ struct vdcm_watch {
     uint64_t now;        /* ns: when the message that is being handled was looked for */
     uint64_t stamp;      /* writes, and interrupts that the VDCM has signalled */
     uint64_t interrupts; /* of these */
+    uint64_t wrote;      /* the stamp of `written` */
     struct vdcm_repeat repeats[VDCM_WATCHED];
-    vdcm_written written; /* the last write of a BAR; `ns` is when, `interrupts` how many before */
+    vdcm_written written; /* the last write of a BAR; `interrupts`: how many before */
     bool any;             /* there was one */
     bool silent;          /* nothing has followed it, and nobody was told */
 };

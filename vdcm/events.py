@@ -219,6 +219,24 @@ class ClientChange(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Offered(Event):
+    """What a client that has attached finds: ``bars`` with their sizes, ``capabilities`` and where
+    they are, and how many ``vectors`` of INTX, MSI and MSIX."""
+
+    kind = "client"
+    bars: Sequence[str]
+    capabilities: Sequence[str]
+    vectors: Mapping[str, int]
+
+    def __str__(self) -> str:
+        vectors = ", ".join(f"{count} {irq}" for irq, count in self.vectors.items())
+        return (
+            f"it finds {', '.join(self.bars) or 'no BAR'}; {', '.join(self.capabilities)}; "
+            f"interrupts: {vectors or 'none'}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Note(Event):
     """What a device model says (``Vdev.note``)."""
 
@@ -235,7 +253,7 @@ class Hint(Event):
 
     kind = "hint"
     hint: str
-    """``uncovered``, ``polling`` or ``unanswered``"""
+    """``uncovered``, ``polling``, ``uncleared`` or ``unanswered``"""
     said: str
     about: tuple[str, ...] = ()
 

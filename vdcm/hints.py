@@ -1,16 +1,19 @@
 """Hints: what a guest does with a VDEV's registers that looks as if it waits or asks in vain.
 
-Three things are noticed, whether or not somebody traces, and at no cost for accesses that are as
+Four things are noticed, whether or not somebody traces, and at no cost for accesses that are as
 they should be (native/watch.h; ``RegisterSpace.on_uncovered``):
 
 ``uncovered``
     An access to a place in a BAR, or a write to one in configuration space, that no register has.
 ``polling``
     A register is read again and again with the same result, and nothing happens in between.
+``uncleared``
+    So is one whose value is written back each time, as who clears bits by writing 1 does it.
 ``unanswered``
     A command was written, the guest does nothing more, and no interrupt comes. A command is a
     register or field that is write only (``Access.WO``), or declared as ``answered``; the former
-    counts as unanswered only if the guest has not got an interrupt at all.
+    counts as unanswered only if the guest has not got an interrupt at all. So does any write upon
+    which the model writes to the guest's memory.
 
 Each is said once: in the log, to observers, and kept for ``show`` with how often it has been seen.
 What a guest can cause here is bounded.
@@ -39,6 +42,9 @@ ENOUGH: Final = 64
 SLOWLY: Final = (8, 0.05)
 """Fewer are, too: as many, in so many seconds."""
 
+CLEARING: Final = 16
+"""Of one whose value is written back each time."""
+
 SUSPECTS: Final = 16
 """Places that are remembered as perhaps being polled."""
 
@@ -61,6 +67,8 @@ class Hints:
     ) -> None:
         self.untold = 0
         """Hints beyond ``LIMIT``."""
+        self.wrote = 0.0
+        """When the model has written guest memory last (time.monotonic)."""
         self._name = name
         self._spaces = spaces
         self._interrupts = interrupts
@@ -142,7 +150,9 @@ class Hints:
         if len(self._suspects) >= SUSPECTS:
             self._suspects.clear()
         self._suspects[region, offset] = delivered
-        enough = times >= ENOUGH or (times >= SLOWLY[0] and seconds >= SLOWLY[1])
+        cleared = written is not None and written[:4] == (region, offset, width, value)
+        most = CLEARING if cleared else ENOUGH
+        enough = times >= most or (times >= SLOWLY[0] and seconds >= SLOWLY[1])
         if not (alone and enough) or region not in self._spaces:
             return
         space = self._spaces[region]
@@ -151,6 +161,13 @@ class Hints:
             return
 
         def said() -> str:
+            if cleared:
+                return (
+                    f"the guest reads {_names(place)} ({_where(place)}) and writes back what it "
+                    f"has read, again and again: {times} times in {seconds:.2g} s, and it stays "
+                    f"{space.decoded(place, value)}; {space.changed(place)}; "
+                    f"{_clearing(place, value)}"
+                )
             since = f"; before that it wrote {self._command(written)}" if written else ""
             return (
                 f"the guest reads {_names(place)} ({_where(place)}) again and again: {times} times "
@@ -158,7 +175,9 @@ class Hints:
                 f"interrupt meanwhile; {space.changed(place)}{since}"
             )
 
-        self._say("polling", (region, offset, width, value), place, said)
+        self._say(
+            "uncleared" if cleared else "polling", (region, offset, width, value), place, said
+        )
 
     def silent(self, written: Written) -> None:
         """The guest has done nothing since ``written``, for some time."""
@@ -167,7 +186,8 @@ class Hints:
         if space is None or not vectors:
             return
         place = space.where(written.offset, written.width, write=True)
-        if not any(
+        wrote = written.interrupts == 0 and self.wrote > written.at
+        if not wrote and not any(
             written.interrupts == 0
             if part.register.answered
             else part.register.masks().wo & part.shown(written.value)
@@ -177,8 +197,9 @@ class Hints:
             return
 
         def said() -> str:
+            and_no = "the device has written to its memory, and no" if wrote else "no"
             return (
-                f"the guest wrote {self._command(written)}, and has done nothing since; no "
+                f"the guest wrote {self._command(written)}, and has done nothing since; {and_no} "
                 f"interrupt was raised: if its driver waits for one ({vectors}), that is why it "
                 "times out"
             )
@@ -189,11 +210,20 @@ class Hints:
         space = self._spaces[written.region]
         place = space.where(written.offset, written.width)
         shown = space.decoded(place, written.value)
-        return f"{shown} to {_names(place)} ({_where(place)}) {written.seconds:.2g} s ago"
+        to = f"{_names(place)} ({_where(place)})" if place.parts else _where(place)
+        return f"{shown} to {to} {written.seconds:.2g} s ago"
 
 
 def _names(place: Place) -> str:
     return ", ".join(part.name for part in place.parts) or "no register"
+
+
+def _clearing(place: Place, value: int) -> str:
+    """How the bits that are 1 are declared."""
+    parts = [(part, part.shown(value)) for part in place.parts]
+    if all(part.register.masks().w1c & shown == shown for part, shown in parts):
+        return "these bits are cleared by writing 1: the device sets them again"
+    return "if writing 1 is to clear these bits, they have to be Access.W1C"
 
 
 def _where(place: Place) -> str:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from time import monotonic
 from typing import Any, ClassVar, Final
 
 from vdcm import dma
@@ -34,6 +35,7 @@ from vdcm.events import (
     Event,
     Note,
     Observer,
+    Offered,
     Reset,
     Vectors,
 )
@@ -268,6 +270,7 @@ class Vdev(Configurable):
             self._say(DmaAccess(True, iova, len(data), reason=str(error)))
             raise
         self._counts["dma_written_bytes"] += memoryview(data).nbytes
+        self.hints.wrote = monotonic()
         if self.observer is not None:
             shown = bytes(data[: DmaAccess.SHOWN]).hex()
             self.observer(DmaAccess(True, iova, len(data), shown))
@@ -313,6 +316,7 @@ class Vdev(Configurable):
         self.session = session
         if self.observer is not None:
             self.observer(ClientChange(True, session.peer))
+            self.observer(self._offered())
         self.address_space.attach(session.memory)
         self.interrupts.attach(session)
         self.hints.attached()
@@ -382,6 +386,16 @@ class Vdev(Configurable):
     def _say(self, event: Event) -> None:
         if self.observer is not None:
             self.observer(event)
+
+    def _offered(self) -> Offered:
+        return Offered(
+            [
+                f"BAR{bar.index} of {bar.size:#x} bytes ({bar.layout.kind.name.lower()})"
+                for bar in self.bars.values()
+            ],
+            [f"{type(one).__name__} at {one.offset:#x}" for one in self.config.capabilities],
+            {kind.name: count for kind, count in self.interrupts.counts.items() if count},
+        )
 
     def _adi_changed(self, adi: Adi, change: str) -> None:
         self._say(AdiChange(adi.name, change))

@@ -14,7 +14,7 @@ from vdcm.parent import models
 # The order in which somebody new reads them; a page that is not named here comes last.
 SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "Tutorial": ("tutorial",),
-    "How to": ("howto-libvirt", "howto-ci", "testing", "howto-probe", "howto-fastpath"),
+    "How to": ("howto-libvirt", "howto-ci", "testing", "howto-probe", "mistakes", "howto-fastpath"),
     "Explanation": ("two-paths", "composing", "observe", "recording"),
     "Devices": ("dsa", "nvme", "avf"),
     "Reference": ("control", "conformance"),

@@ -17,7 +17,7 @@ from vdcm.registers import Access, Field, Register, RegisterMap
 from vdcm.transport import IrqAction, Written
 from vdcm.vdev import Vdev
 
-COMMAND, STATUS, CLOCK, LIMITS, ASK = 0x0, 0x4, 0x8, 0xC, 0x10
+COMMAND, STATUS, CLOCK, LIMITS, ASK, CAUSE = 0x0, 0x4, 0x8, 0xC, 0x10, 0x14
 
 
 class Registers(RegisterMap):
@@ -26,6 +26,7 @@ class Registers(RegisterMap):
     CLOCK = Register(CLOCK, 32, Access.RO)
     LIMITS = Register(LIMITS, 32)
     ASK = Register(ASK, 32, answered=True)
+    CAUSE = Register(CAUSE, 32, Access.W1C)
 
 
 class Machine(Vdev):
@@ -81,9 +82,9 @@ def test_an_uncovered_place_is_reported_once_and_counted(
     machine.write(0, 0x104, 4, 0xBEEF)
     assert [str(hint) for hint in heard] == [
         "the guest read 4 bytes at BAR0+0x104, which no register covers: it got 0x0; the last "
-        "register before is ASK at 0x10",
+        "register before is CAUSE at 0x14",
         "the guest wrote 0xbeef to BAR0+0x104, 4 bytes that no register covers: it was ignored; "
-        "the last register before is ASK at 0x10",
+        "the last register before is CAUSE at 0x14",
     ]
     assert said(machine) == [("uncovered", 3), ("uncovered", 1)]
     logged = [r for r in caplog.records if r.name == "vdcm.hints"]
@@ -130,7 +131,7 @@ def poll(machine: Machine, offset: int, value: int, times: int = 64, seconds: fl
         n *= 2
 
 
-WROTE: Final = Written(0, COMMAND, 4, 3, 0.25, 0)
+WROTE: Final = Written(0, COMMAND, 4, 3, 0.0, 0.25, 0)
 
 
 def test_polling_names_register_fields_and_what_changed_it(
@@ -179,6 +180,28 @@ def test_what_changed_it_last(
     assert words in str(heard[0])
 
 
+@pytest.mark.parametrize(
+    ("offset", "words"),
+    [
+        (STATUS, "if writing 1 is to clear these bits, they have to be Access.W1C"),
+        (CAUSE, "these bits are cleared by writing 1: the device sets them again"),
+    ],
+)
+def test_what_is_written_back_each_time_is_to_be_cleared(
+    machine: Machine, heard: list[Hint], offset: int, words: str
+) -> None:
+    back = WROTE._replace(offset=offset, value=1)
+    for times in (4, 8):
+        machine.repeated(0, (offset, 4, 1), times, 0.001, back)
+    machine.repeated(0, (offset, 4, 1), 16, 0.001, back._replace(value=2))
+    assert heard == []
+    machine.repeated(0, (offset, 4, 1), 16, 0.001, back)
+    (hint,) = heard
+    assert hint.hint == "uncleared"
+    assert "and writes back what it has read, again and again: 16 times in 0.001 s" in str(hint)
+    assert str(hint).endswith(words)
+
+
 def test_few_or_quick_reads_are_no_polling(machine: Machine, heard: list[Hint]) -> None:
     poll(machine, STATUS, 0, times=4, seconds=0.9)
     poll(machine, STATUS, 0, times=32, seconds=0.01)
@@ -218,7 +241,7 @@ def test_who_gets_interrupts_is_not_stuck(machine: Machine, heard: list[Hint]) -
 
 
 def written(offset: int, value: int, interrupts: int = 0) -> Written:
-    return Written(0, offset, 4, value, 1.25, interrupts)
+    return Written(0, offset, 4, value, 100.0, 1.25, interrupts)
 
 
 def bind(machine: Machine) -> None:
@@ -244,6 +267,23 @@ def test_a_command_without_an_interrupt_is_named(machine: Machine, heard: list[H
     machine.silent(written(ASK, 0))
     machine.silent(written(ASK, 0, interrupts=1))
     assert said(machine) == [("unanswered", 1), ("unanswered", 1)]
+
+
+def test_a_write_upon_which_the_device_writes_memory_wants_an_interrupt(
+    machine: Machine, heard: list[Hint]
+) -> None:
+    bind(machine)
+    machine.hints.wrote = 99.9
+    machine.silent(written(0x104, 7))
+    machine.hints.wrote = 100.1
+    machine.silent(written(0x104, 7, interrupts=1))
+    assert heard == [], "that was before it, or there was an interrupt"
+    machine.silent(written(0x104, 7))
+    assert str(heard[0]) == (
+        "the guest wrote 0x7 to BAR0+0x104 1.2 s ago, and has done nothing since; the device has "
+        "written to its memory, and no interrupt was raised: if its driver waits for one "
+        "(MSIX 0, 1), that is why it times out"
+    )
 
 
 def test_a_device_that_interrupts_may_leave_a_command_unanswered(

@@ -37,6 +37,12 @@ COMMAND, BUS_MASTER = 0x04, 0x4
 RAM = 0x10000
 
 
+OFFERED = (
+    "it finds BAR0 of 0x4000 bytes (memory32); PowerManagement at 0x40, PciExpress at 0x48, "
+    "MsiX at 0x84, MaskableMsi at 0x90; interrupts: 1 INTX, 2 MSI, 2 MSIX"
+)
+
+
 class Card(Vdev):
     identity = Identity(vendor=0x1234, device=0xCA4D, class_code=0xFF0000)
     intx = True
@@ -279,6 +285,7 @@ def test_the_observer_sees_accesses_interrupts_resets_and_maps(card: Card) -> No
     card.reset()
     assert lines == [
         f"client {session.peer} attached",
+        OFFERED,
         "config+0x00 VENDOR_ID = 0x1234 (read)",
         "config+0x04 COMMAND.BUS_MASTER 0→1 (write 0x4)",
         "dma map 0x10000+0x1000 not shared",
@@ -291,7 +298,7 @@ def test_the_observer_sees_accesses_interrupts_resets_and_maps(card: Card) -> No
     card.observe(None)
     assert not session.observed
     card.read(Region.CONFIG, 0, 2)
-    assert len(lines) == 8
+    assert len(lines) == 9
 
 
 def test_it_describes_itself(card: Card) -> None:

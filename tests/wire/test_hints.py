@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterator
 from typing import Final
@@ -13,7 +14,8 @@ from vdcm import Access, Bar, Field, Identity, MsiX, Register, RegisterMap, Vdev
 from vdcm.client import Client, Irq, Region
 from vdcm.testing import Host
 
-COMMAND, STATUS, LIMITS = 0x0, 0x4, 0x8
+COMMAND, STATUS, LIMITS, ANSWER = 0x0, 0x4, 0x8, 0xC
+MEMORY = 0x10000
 DEADLINE = 10.0
 
 
@@ -21,6 +23,7 @@ class Registers(RegisterMap):
     COMMAND = Register(COMMAND, 32, Access.WO)
     STATUS = Register(STATUS, 32, Access.RO, fields={"BUSY": Field(0)})
     LIMITS = Register(LIMITS, 32)
+    ANSWER = Register(ANSWER, 32)
 
 
 class Stuck(Vdev):
@@ -40,6 +43,11 @@ class Stuck(Vdev):
         if value == 2:
             self.interrupts.signal(0)
 
+    def on_write_ANSWER(self, value: int) -> None:
+        self.dma_write(MEMORY, b"done")
+        if value == 2:
+            self.interrupts.signal(0)
+
 
 @pytest.fixture
 def device(host: Host) -> Iterator[tuple[Stuck, Client]]:
@@ -47,6 +55,10 @@ def device(host: Host) -> Iterator[tuple[Stuck, Client]]:
     with host.connect("stuck") as client:
         client.config.write(4, 2, 6)
         client.irq_enable(Irq.MSIX, count=1)
+        memory = os.memfd_create("memory")
+        os.ftruncate(memory, 0x1000)
+        client.dma_map(MEMORY, 0x1000, memory)
+        os.close(memory)
         yield vdev, client
 
 
@@ -90,6 +102,45 @@ def test_two_that_are_polled_in_turns(
         client.read(0, LIMITS, 4)
         client.config.read(0, 4)
     assert [line.split()[4] for line in said(caplog)] == ["STATUS", "LIMITS"]
+
+
+@pytest.mark.parametrize(("back", "hints"), [(1, 1), (3, 0)])
+def test_a_client_that_clears_in_vain(
+    device: tuple[Stuck, Client], caplog: pytest.LogCaptureFixture, back: int, hints: int
+) -> None:
+    _, client = device
+    client.write(0, COMMAND, 4, 1)
+    for _ in range(32):
+        assert client.read(0, STATUS, 4) == 1
+        client.write(0, STATUS, 4, back)
+    found = said(caplog)
+    assert len(found) == hints
+    assert all("STATUS (BAR0+0x04) and writes back what it has read" in one for one in found)
+
+
+def test_what_is_written_back_is_followed_by_nothing_else(
+    device: tuple[Stuck, Client], caplog: pytest.LogCaptureFixture
+) -> None:
+    _, client = device
+    client.write(0, COMMAND, 4, 1)
+    for _ in range(100):
+        client.read(0, STATUS, 4)
+        client.write(0, STATUS, 4, 1)
+        client.write(0, LIMITS, 4, 0)
+    assert said(caplog) == []
+
+
+@pytest.mark.parametrize("signals", [False, True])
+def test_a_client_that_waits_when_the_device_has_written_its_memory(
+    device: tuple[Stuck, Client], caplog: pytest.LogCaptureFixture, signals: bool
+) -> None:
+    _, client = device
+    client.write(0, ANSWER, 4, 2 if signals else 1)
+    deadline = time.monotonic() + (2.0 if signals else DEADLINE)
+    while not said(caplog) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(said(caplog)) == (not signals)
+    assert all("the device has written to its memory" in one for one in said(caplog))
 
 
 def test_slow_reads_are_a_watchdog(

@@ -58,13 +58,14 @@ class RegionDescription:
 
 
 class Written(NamedTuple):
-    """A client's write of a BAR: ``seconds`` ago, and how many ``interrupts`` the VDCM has
-    signalled since; those of ADIs are not among them."""
+    """A client's write of a BAR: ``at`` a time (time.monotonic), ``seconds`` ago, and how many
+    ``interrupts`` the VDCM has signalled since; those of ADIs are not among them."""
 
     region: int
     offset: int
     width: int
     value: int
+    at: float
     seconds: float
     interrupts: int
 

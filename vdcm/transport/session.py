@@ -265,7 +265,7 @@ class Session:
         if not lib.vdcm_session_written(self._native, found):
             return None
         return Written(
-            *(found.region, found.offset, found.width, found.value, found.ns / 1e9),
+            *(found.region, found.offset, found.width, found.value, found.at / 1e9, found.ns / 1e9),
             interrupts=found.interrupts,
         )
 

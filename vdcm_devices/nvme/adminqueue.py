@@ -52,6 +52,11 @@ class AdminQueue:
         self._phase = 1
         self._waiting: deque[tuple[int, int, int]] = deque()
 
+    @property
+    def sizes(self) -> str:
+        """Of both, for people."""
+        return f"{self._entries} and {self._places} entries"
+
     # What the doorbells say. NvmeError for a value that there cannot be.
 
     def submitted(self, tail: int) -> None:

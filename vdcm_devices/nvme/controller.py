@@ -282,18 +282,23 @@ class Controller:
         except VdcmError as error:
             if isinstance(error, DmaError):
                 raise
-            self.host.say(f"admin command {command.opcode:#04x}: {error}")
+            self._say(command, error)
             self._fail(command, NvmeError(Status.INTERNAL_ERROR))
             return
-        self.host.say(f"admin command {command.opcode:#04x}: success")
+        self._say(command, "success")
         if result is not None:
             self._complete(command.cid, status_field(Status.SUCCESS), result)
 
     def _fail(self, command: Command, error: NvmeError) -> None:
-        self.host.say(f"admin command {command.opcode:#04x}: {error}")
+        self._say(command, error)
         status = status_field(error.status, more=True)
         self.errors.add(0, command.cid, status, error.location, command.nsid)
         self._complete(command.cid, status)
+
+    def _say(self, command: Command, how: object) -> None:
+        if self.host.observer is not None:
+            what = f"cid {command.cid}, nsid {command.nsid:#x}, cdw10 {command.cdw10:#x}"
+            self.host.note(f"admin command {command.opcode:#04x} ({what}): {how}")
 
     def later(self, command: Command) -> Callable[[Status], None]:
         """What ends a command that goes on; nobody is told if the controller is reset before."""
@@ -323,6 +328,9 @@ class Controller:
     # What the data path reports.
 
     def bad_doorbell(self, what: ErrorEvent) -> None:
+        if self.host.observer is not None:
+            admin = "" if self.admin is None else f"; the admin queues have {self.admin.sizes}"
+            self.host.note(f"{what.name.lower().replace('_', ' ')}{admin}")
         self.events.post(EventType.ERROR, what, LogPage.ERROR)
 
     def failed(self, error: ReportedError) -> None:
