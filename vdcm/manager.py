@@ -33,7 +33,7 @@ from vdcm.definition import (
     vdev_from_json,
 )
 from vdcm.entry import Entry, Life, Listener, Origin, Stage
-from vdcm.errors import StateError, VdcmError, fault
+from vdcm.errors import DeclarationError, StateError, VdcmError, fault
 from vdcm.parent import Parent, build, set_properties
 from vdcm.properties import PropertyError, properties_of
 from vdcm.store import Store
@@ -500,6 +500,8 @@ def _blame(whom: str) -> Iterator[None]:
     """Turn what a device model raises by mistake into a VdcmError that names it."""
     try:
         yield
+    except DeclarationError as error:
+        raise DeclarationError(f"{whom}: {fault(error)}") from error
     except VdcmError:
         raise
     except Exception as error:

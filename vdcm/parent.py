@@ -178,6 +178,4 @@ def installed_since(known: Iterable[str] = ()) -> str:
     this process if none are given; else nothing."""
     before = set(known) or _first
     new = {entry.name for entry in entry_points(group=GROUP)} - before if before else set()
-    return (
-        f"; installed since it was started: {', '.join(sorted(new))}; start it anew" if new else ""
-    )
+    return f"; installed since the server started: {', '.join(sorted(new))}: restart it" * bool(new)

@@ -15,6 +15,7 @@ from uuid import UUID
 import pytest
 from small_model import BOTH, HOUSE, BrokenLamp, Lamp, Street
 
+from vdcm import Bar, Vdev
 from vdcm.catalog import describe_types
 from vdcm.definition import implicit_parents, load
 from vdcm.entry import Life, Listener
@@ -566,6 +567,24 @@ def test_a_models_mistake_names_the_vdev(manager: Manager) -> None:
             VdcmError, match=r"lamp0: .* failed: .*small_model.py:\d+: RuntimeError: the bu"
         ):
             manager.set("lamp0", {"level": 0xEE})
+        manager.close()
+
+    run(work)
+
+
+def test_a_declaration_that_cannot_be_names_the_vdev_and_the_line(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(lamp: Lamp, name: str) -> None:
+        Vdev.__init__(lamp, name, bars=[Bar(0, 0x3000)])
+
+    monkeypatch.setattr(Lamp, "__init__", init)
+
+    async def work() -> None:
+        with pytest.raises(
+            VdcmError, match=r"lamp0 .*: .*test_manager.py:\d+: BAR0: size 0x3000 is not a power"
+        ):
+            manager.start("lamp0")
         manager.close()
 
     run(work)

@@ -140,6 +140,6 @@ def test_a_model_that_is_installed_later_is_told_of(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(vdcm.parent, "entry_points", found)
     for hint in (installed_since(), installed_since(known)):
-        assert hint == "; installed since it was started: later; start it anew"
-    with pytest.raises(VdcmError, match=r"unknown type attic .*later; start it anew"):
+        assert hint == "; installed since the server started: later: restart it"
+    with pytest.raises(VdcmError, match=r"unknown type attic .*later: restart it"):
         default_parent("a", "attic", implicit_parents(known))

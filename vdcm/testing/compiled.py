@@ -23,9 +23,10 @@ def build_module(environment: Environment, source: Path, folder: Path) -> Path:
     command = ["make", "-C", str(environment.headers), f"M={build}", plain, "modules"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
+        hint = "" if ": error: " in done.stderr else " (ci/bootstrap --update brings its compiler)"
         raise PrerequisiteError(
-            f"{source} does not compile against {environment.headers} (ci/bootstrap --update "
-            f"brings its compiler):\n{done.stdout}{done.stderr}"
+            f"{source} does not compile against {environment.headers}{hint}:\n"
+            f"{done.stdout}{done.stderr}"
         )
     return build / f"{source.name}.ko"
 
