@@ -38,6 +38,12 @@ static int reach(vdcm_worker *worker, uint32_t pasid, uint64_t address, uint64_t
     return error;
 }
 
+static void used(vdcm_worker *worker, int64_t read, int64_t written)
+{
+    worker->adi->counters.dma_read_bytes += (uint64_t)read;
+    worker->adi->counters.dma_written_bytes += (uint64_t)written;
+}
+
 static void leave(vdcm_worker *worker)
 {
     vdcm_leave(worker->reader);
@@ -127,6 +133,7 @@ static int on_behalf(vdcm_worker *worker, vdcm_queue *queue,
 static const vdcm_services services = {
     .abi = VDCM_FASTPATH_ABI,
     .reach = reach,
+    .used = used,
     .leave = leave,
     .guarded = guarded,
     .primary = primary,

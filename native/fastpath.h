@@ -16,7 +16,7 @@
 #include <stdint.h>
 
 enum {
-    VDCM_FASTPATH_ABI = 4,
+    VDCM_FASTPATH_ABI = 5,
     VDCM_REPORT_SIZE = 64,      /* bytes of the longest report */
     VDCM_HOLD_LIMIT = 256 << 10 /* bytes to work on between two leave() */
 };
@@ -49,9 +49,13 @@ typedef struct vdcm_services {
      * bytes *here that lie there in one piece (1 <= *here <= length). It stays mapped until leave().
      * -EPERM: no PASID, or one that is not this ADI's, or the VDEV is no bus master. -EFAULT: not
      * mapped. -EACCES: not permitted. -ENXIO: announced by the guest, but not shared with us.
+     * The ADI's counters of DMA have *here bytes more then.
      */
     int (*reach)(vdcm_worker *worker, uint32_t pasid, uint64_t address, uint64_t length,
                  bool write, void **memory, uint64_t *here);
+    /* For a device that reaches further than it means to go, or uses again what it has reached: so many
+     * bytes more have been read and written than reach() has counted; negative: fewer. */
+    void (*used)(vdcm_worker *worker, int64_t read, int64_t written);
     /* Lets go of all memory that was reached: at least every VDCM_HOLD_LIMIT bytes of work. */
     void (*leave)(vdcm_worker *worker);
     /*

@@ -128,8 +128,8 @@ size_t vdcm_adi_reports(vdcm_adi *a, vdcm_adi_report *out, size_t max);
 
 typedef struct {
     uint64_t units;             /* of work done, in general bytes */
-    uint64_t dma_read_bytes;    /* of memory that it has reached to read */
-    uint64_t dma_written_bytes; /* and to write */
+    uint64_t dma_read_bytes;    /* of memory, by what reach() gave and used() corrected */
+    uint64_t dma_written_bytes;
     uint64_t refused;           /* accesses to memory */
     uint64_t messages;          /* generated */
     uint64_t reports;

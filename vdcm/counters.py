@@ -122,8 +122,8 @@ VDEV: Final = (
 """Of a VDEV, since it was started; what comes from connections is of all it has had."""
 ADI: Final = (
     Counter("units", "Units of work done on the direct path, in general bytes."),
-    Counter("dma_read_bytes", "Guest memory that it has reached to read."),
-    Counter("dma_written_bytes", "Guest memory that it has reached to write."),
+    Counter("dma_read_bytes", "Guest memory that the device's C has read."),
+    Counter("dma_written_bytes", "Guest memory that the device's C has written."),
     Counter("refused", "Accesses to guest memory that failed."),
     Counter("messages", "Interrupt messages that it has generated."),
     Counter("reports", "Reports of the device's C to Python."),

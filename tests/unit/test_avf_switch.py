@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import avf_net as net
 import pytest
@@ -45,6 +46,28 @@ def test_a_frame_goes_to_its_address_only(lab: Net) -> None:
     assert (b.frames(), c.frames(), a.frames()) == ([frame], [], [])
     assert (a.counted("tx_unicast"), a.counted("tx_bytes")) == (1, 64)
     assert (b.counted("rx_unicast"), b.counted("rx_bytes")) == (1, 64)
+
+
+def test_memory_that_is_used_is_counted(pair: tuple[Station, Station]) -> None:
+    """Frames and descriptors, though memory is reached once for many of them."""
+    a, b = pair
+    before = [one.path.counters() for one in pair]
+    for size in (64, 1500, 9000):
+        a.send(ethernet(b.mac, a.mac, payload(size - 14)))
+    assert [len(frame) for frame in b.frames()] == [64, 1500, 9000]
+    (sent, freed, fetched, written), frames = moved(pair, before), 64 + 1500 + 9000
+    assert (sent, freed) == (frames + 3 * 16, 3 * 16)
+    assert written == frames + (1 + 1 + 5) * 32  # buffers have 2048 bytes
+    assert fetched == 32 * 32
+
+
+def moved(pair: tuple[Station, Station], before: list[dict[str, Any]]) -> list[int]:
+    """Bytes read and written of the first, and of the second."""
+    return [
+        one.path.counters()[name] - old[name]
+        for one, old in zip(pair, before, strict=True)
+        for name in ("dma_read_bytes", "dma_written_bytes")
+    ]
 
 
 def test_a_broadcast_goes_to_all_others(lab: Net) -> None:

@@ -13,17 +13,29 @@ int avf_reach(avf_switch *s, vdcm_worker *worker, avf_window *window, uint64_t a
     int error;
 
     if (at >= window->length) {
-        error = s->services->reach(worker, s->services->primary(worker), address, UINT32_MAX, write,
-                                   memory, here);
+        error = s->services->reach(worker, s->services->primary(worker), address, UINT32_MAX,
+                                   window->write, memory, here);
         if (error != 0) {
             return error;
         }
-        *window = (avf_window){.address = address, .length = *here, .memory = *memory};
+        window->address = address;
+        window->length = *here;
+        window->memory = *memory;
+        window->used[window->write] -= (int64_t)*here;
         at = 0;
     }
     *memory = window->memory + at;
     *here = length < window->length - at ? length : window->length - at;
+    window->used[write] += (int64_t)*here;
     return 0;
+}
+
+void avf_settle(avf_switch *s, vdcm_worker *worker, avf_window *window)
+{
+    if ((window->used[false] | window->used[true]) != 0) {
+        s->services->used(worker, window->used[false], window->used[true]);
+        window->used[false] = window->used[true] = 0;
+    }
 }
 
 int avf_reach_source(avf_switch *s, vdcm_worker *worker, uint64_t *address)
@@ -62,6 +74,7 @@ int avf_reach_source(avf_switch *s, vdcm_worker *worker, uint64_t *address)
 
 void avf_leave(avf_switch *s, vdcm_worker *worker)
 {
+    avf_settle(s, worker, &s->from);
     s->services->leave(worker);
     s->source.reached = false;
     s->inside = NULL;

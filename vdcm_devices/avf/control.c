@@ -32,6 +32,7 @@ avf_switch *avf_switch_new(uintptr_t services)
     if (s != NULL) {
         memset(s, 0, sizeof(*s));
         s->services = table;
+        s->to.write = s->ring.write = true;
         if (getrandom(&s->multiplier, sizeof(s->multiplier), 0) < 0) {
             free(s);
             return NULL;

@@ -153,6 +153,8 @@ typedef struct {
     uint64_t address;
     uint64_t length; /* 0: there is none */
     uint8_t *memory;
+    bool write;      /* what it is reached for */
+    int64_t used[2]; /* bytes to read and to write, beyond what the engine has counted */
 } avf_window;
 
 struct avf_switch {
@@ -233,12 +235,15 @@ void avf_unlock(avf_switch *s);
 
 /* ---- access.c: guest memory ------------------------------------------------------------------ */
 
-/* As the service of this name with the primary PASID, by way of a window. */
+/* As the service of this name with the primary PASID, by way of a window. What is `write` here may be
+ * read only in a window that is for both. */
 int avf_reach(avf_switch *s, vdcm_worker *worker, avf_window *window, uint64_t address,
               uint64_t length, bool write, void **memory, uint64_t *here);
 /* The sender's buffers: 0, or a negative errno and in *address where. */
 int avf_reach_source(avf_switch *s, vdcm_worker *worker, uint64_t *address);
-/* Lets go of all memory; the source is reached again when it is needed. */
+/* The engine counts what of the window was used by `worker`. Before another one uses it. */
+void avf_settle(avf_switch *s, vdcm_worker *worker, avf_window *window);
+/* Lets go of all memory; the source, `worker`'s, is reached again when it is needed. */
 void avf_leave(avf_switch *s, vdcm_worker *worker);
 /* In guarded(): 0 or -EIO. */
 int avf_copy(avf_switch *s, vdcm_worker *worker, void *to, const void *from, uint32_t length);

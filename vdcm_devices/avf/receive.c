@@ -127,7 +127,7 @@ static int fetch(avf_port *p, vdcm_worker *worker, uint32_t queue, uint32_t avai
     q->first = 0;
     count = count < available - q->n_fetched ? count : available - q->n_fetched;
     count = count < AVF_FETCH - q->n_fetched ? count : AVF_FETCH - q->n_fetched;
-    error = avf_reach(p->its, worker, &p->its->ring, address, (uint64_t)count * DESCRIPTOR, true,
+    error = avf_reach(p->its, worker, &p->its->ring, address, (uint64_t)count * DESCRIPTOR, false,
                       &memory, &here);
     if (error == 0) {
         uint64_t words[AVF_FETCH * DESCRIPTOR / 8];

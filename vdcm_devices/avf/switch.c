@@ -63,8 +63,11 @@ struct offer {
 static int receive(void *argument, vdcm_worker *other)
 {
     const struct offer *o = argument;
+    int error = avf_receive(o->to, other, o->f);
 
-    return avf_receive(o->to, other, o->f);
+    avf_settle(o->to->its, other, &o->to->its->to);
+    avf_settle(o->to->its, other, &o->to->its->ring);
+    return error;
 }
 
 static void count(avf_port *to, const avf_frame *f)

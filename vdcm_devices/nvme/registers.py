@@ -23,7 +23,7 @@ LONGEST_PAGE_SHIFT: Final = 4
 """Memory pages of the host are 4 KiB to 64 KiB (CAP.MPSMAX)."""
 
 
-class NvmeRegisters(RegisterMap, size=0x60):
+class NvmeRegisters(RegisterMap, size=0xE20):
     """Registers of what is not there, a controller memory buffer and boot partitions above all,
     read as 0, which says so."""
 
@@ -87,4 +87,20 @@ class NvmeRegisters(RegisterMap, size=0x60):
     ACQ = Register(
         0x30, 64, fields={"BASE": Field(12, 52)}, doc="Address of the admin completion queue."
     )
-    CMBSZ = Register(0x3C, 32, RO, doc="There is no controller memory buffer (3.1.12).")
+    CMBLOC = Register(0x38, 32, RO, doc="There is no controller memory buffer (3.1.11).")
+    CMBSZ = Register(0x3C, 32, RO, doc="Its size, so 0 (3.1.12).")
+    BPINFO = Register(0x40, 32, RO, doc="There are no boot partitions (3.1.13).")
+    BPRSEL = Register(0x44, 32, RO, doc="What of them to read (3.1.14).")
+    BPMBL = Register(0x48, 64, RO, doc="And where to (3.1.15).")
+    CMBMSC = Register(0x50, 64, RO, doc="Where the host sees the memory buffer (3.1.16).")
+    CMBSTS = Register(0x58, 32, RO, doc="Its status (3.1.17).")
+    CRTO = Register(
+        0x68, 32, RO, doc="Later versions' timeouts: those of CAP are meant (2.0, 3.1.3)."
+    )
+    PMRCAP = Register(0xE00, 32, RO, doc="There is no persistent memory region (3.1.18).")
+    PMRCTL = Register(0xE04, 32, RO, doc="Its control (3.1.19),")
+    PMRSTS = Register(0xE08, 32, RO, doc="status (3.1.20),")
+    PMREBS = Register(0xE0C, 32, RO, doc="buffer size (3.1.21),")
+    PMRSWTP = Register(0xE10, 32, RO, doc="write throughput (3.1.22)")
+    PMRMSCL = Register(0xE14, 32, RO, doc="and address, the lower half (3.1.23)")
+    PMRMSCU = Register(0xE18, 32, RO, doc="and the upper one.")
