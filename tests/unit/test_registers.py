@@ -482,6 +482,7 @@ def trace(action: Callable[[RegisterSpace], object]) -> str:
             },
         )
         WQ = Register(0x20, 32, count=4)
+        RING = Register(0x30, 64, fields={"LENGTH": Field(0, 12), "BASE": Field(12, 52)})
 
     space = RegisterSpace("BAR0", 0x100)
     space.place(0, Uart())
@@ -504,6 +505,10 @@ def trace(action: Callable[[RegisterSpace], object]) -> str:
         (lambda s: s.read(0x14, 4), "BAR0+0x14 CC = 0x460000 (read: QUEUES=70)"),
         (lambda s: s.read(0x16, 1), "BAR0+0x16 CC = 0x46 (read: QUEUES=70)"),
         (lambda s: s.read(0x14, 1), "BAR0+0x14 CC = 0x0 (read)"),
+        (
+            lambda s: s.write(0x30, 8, 0x12345678_00FF),
+            "BAR0+0x30 RING.LENGTH 0→255, RING.BASE 0→0x123456780 (write 0x1234567800ff)",
+        ),
         (lambda s: s.write(0x28, 4, 9), "BAR0+0x28 WQ[2] 0x0→0x9 (write 0x9)"),
         (
             lambda s: s.write(0x20, 8, 0x5_0000_0000),

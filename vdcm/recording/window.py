@@ -11,6 +11,7 @@ from vdcm.errors import DmaError
 from vdcm.protocol import Irq, Region
 from vdcm.recording.format import Kind, Record
 from vdcm.registers import RegisterSpace
+from vdcm.registers.declaration import as_text
 from vdcm.transport import IrqAction
 from vdcm.vdev import Vdev
 
@@ -295,7 +296,7 @@ def _seen(vdev: Vdev, one: Record, value: int) -> dict[str, Any]:
 def _changed_fields(vdev: Vdev, one: Record, recorded: int, now: int) -> list[str]:
     before, after = _seen(vdev, one, recorded), _seen(vdev, one, now)
     return [
-        f"{name}: {before.get(name, 0)} recorded, {after.get(name, 0)} now"
+        f"{name}: {as_text(before.get(name, 0))} recorded, {as_text(after.get(name, 0))} now"
         for name in dict.fromkeys([*before, *after])
         if before.get(name, 0) != after.get(name, 0)
     ]

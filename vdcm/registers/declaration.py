@@ -58,6 +58,11 @@ class Field:
         return next((m.name for m in self.values if m.value == value), value)
 
 
+def as_text(value: int | str) -> str:
+    """A field's value in text: one too long for a count or a code is an address, or the like."""
+    return f"{value:#x}" if isinstance(value, int) and value > 0xFFFF else f"{value}"
+
+
 class Masks(NamedTuple):
     """A register's bits by what an access does to them."""
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from vdcm.events import Event
-from vdcm.registers.declaration import Access, Register
+from vdcm.registers.declaration import Access, Register, as_text
 
 
 class Part(NamedTuple):
@@ -76,7 +76,7 @@ class AccessRecord(Event):
         if self.write:
             return f"{where} {', '.join(self._changes())} (write {value:#x})"
         seen = [
-            f"{name}={shown}"
+            f"{name}={as_text(shown)}"
             for part in place.parts
             for name, shown in part.fields(value, zeros=False)
         ]
@@ -88,7 +88,8 @@ class AccessRecord(Event):
         for part, before, after in zip(self.place.parts, self.before, self.after, strict=True):
             changed = _changed(part.register, before, after)
             for name, (old, new) in changed.items():
-                yield f"{part.name}.{name}" + (f"={new}" if old is None else f" {old}→{new}")
+                change = f"={as_text(new)}" if old is None else f" {as_text(old)}→{as_text(new)}"
+                yield f"{part.name}.{name}{change}"
             if not changed and before != after:
                 yield f"{part.name} {before:#x}→{after:#x}"
             elif not changed:

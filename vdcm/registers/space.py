@@ -8,7 +8,7 @@ from functools import partial
 from typing import Final
 
 from vdcm.errors import DeclarationError
-from vdcm.registers.declaration import Register
+from vdcm.registers.declaration import Register, as_text
 from vdcm.registers.map import Element, RegisterError, RegisterMap, same_keys
 from vdcm.registers.record import AccessRecord, Part, Place, shifted
 
@@ -219,7 +219,9 @@ class RegisterSpace:
 
     def decoded(self, place: Place, value: int) -> str:
         """``value`` of an access of ``place`` with all fields that it shows."""
-        fields = [f"{name}={shown}" for part in place.parts for name, shown in part.fields(value)]
+        fields = [
+            f"{name}={as_text(one)}" for part in place.parts for name, one in part.fields(value)
+        ]
         return f"{value:#x} ({', '.join(fields)})" if fields else f"{value:#x}"
 
     def changed(self, place: Place) -> str:
