@@ -196,6 +196,40 @@ int nvme_latency(struct queue *q, uint8_t opcode, uint32_t size, uint64_t count,
     return bad ? -1 : 0;
 }
 
+/*
+ * The other side of `n` queues with as little as it takes: fetch, memcpy of `size` bytes in one piece, a
+ * completion; no checks, no PRP lists, no isolation. What the driver's loop does with it is the limit.
+ * Until *stop.
+ */
+void nvme_bare(struct queue *queues, uint32_t n, uint32_t size, uint8_t *store, const int *stop)
+{
+    while (!__atomic_load_n(stop, __ATOMIC_RELAXED)) {
+        for (uint32_t k = 0; k < n; k++) {
+            struct queue *q = &queues[k];
+            uint32_t tail = __atomic_load_n(q->tail, __ATOMIC_ACQUIRE);
+
+            while (q->sq_tail != tail) {
+                const struct entry *e = (const struct entry *)(q->memory + q->sq) + q->sq_tail;
+                uint64_t *c = (uint64_t *)(q->memory + q->cq) + 2 * q->cq_head;
+                uint8_t *place = store + (uint64_t)e->slba * BLOCK;
+                uint16_t cid = e->cid;
+
+                memcpy(e->opcode == READ ? q->memory + e->prp1 : place,
+                       e->opcode == READ ? place : q->memory + e->prp1, size);
+                q->sq_tail = q->sq_tail + 1 == q->entries ? 0 : q->sq_tail + 1;
+                c[0] = 0;
+                __atomic_store_n(&c[1], (uint64_t)q->phase << 48 | (uint64_t)cid << 32 | q->sq_tail,
+                                 __ATOMIC_RELEASE);
+                q->cq_head = q->cq_head + 1 == q->entries ? 0 : q->cq_head + 1;
+                q->phase ^= q->cq_head == 0;
+            }
+        }
+#if defined(__x86_64__) || defined(__i386__)
+        __builtin_ia32_pause();
+#endif
+    }
+}
+
 /* What memory itself can do: the same bytes between the same places, by memcpy. Nanoseconds. */
 uint64_t nvme_memcpy(struct queue *q, uint8_t opcode, uint32_t size, uint8_t *store, uint64_t blocks,
                      uint32_t depth, uint64_t count)
