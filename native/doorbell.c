@@ -5,7 +5,9 @@
  * and the only questions are how often and at what price. While there is work it looks at a queue as
  * soon as that has run, and at some of the others every LOOK_NS. Without work it looks at all of
  * them again and again for a while, longer if the last work came soon after the one before; then it
- * naps between two rounds, longer each time, up to a limit that keeps idling below 1 % of a CPU.
+ * naps between two rounds, longer each time, up to a limit that keeps idling below 1 % of a CPU; and
+ * no longer than a small part of the time since there was work, so that what comes now and then, as a
+ * ping does, is not kept waiting as if nothing ever came. That takes some CPU, and only for a while.
  * A queue without doorbells is kicked instead, which ends a nap; a sweep that has none with doorbells
  * sleeps until then.
  */
@@ -29,7 +31,9 @@ enum {
     FIRST_NAP_NS = 50000, /* the kernel wakes nobody up much earlier */
     WAKE_NS = 5000,       /* what a nap costs others: the timer, the switch of threads */
     PATIENCE = 8,         /* times as long as it stays awake at least, it does at most */
-    IDLE_SHARE = 125      /* one part of so many is spent on idling */
+    IDLE_SHARE = 125,     /* one part of so many is spent on idling, */
+    RECENT_SHARE = 10,    /* and one of so many at most soon after work: */
+    RECENT = 128          /* a nap is this part of the time since, or less */
 };
 #define USUAL_NAP_NS UINT64_C(1000000) /* the longest with few doorbells to look at */
 
@@ -58,11 +62,13 @@ uint64_t vdcm_now(void)
     return frozen != 0 ? frozen : now_ns();
 }
 
-uint64_t vdcm_sweep_longest_nap(const vdcm_sweep *s, uint64_t spent_ns)
+uint64_t vdcm_sweep_longest_nap(const vdcm_sweep *s, uint64_t spent_ns, uint64_t idle_ns)
 {
-    uint64_t nap = spent_ns < s->nap_ns ? (spent_ns + WAKE_NS) * IDLE_SHARE : s->nap_ns;
+    uint64_t round = (spent_ns < s->nap_ns ? spent_ns : s->nap_ns) + WAKE_NS;
+    uint64_t nap = round * IDLE_SHARE < USUAL_NAP_NS ? USUAL_NAP_NS : round * IDLE_SHARE;
+    uint64_t recent = idle_ns / RECENT < round * RECENT_SHARE ? round * RECENT_SHARE : idle_ns / RECENT;
 
-    nap = nap < USUAL_NAP_NS ? USUAL_NAP_NS : nap;
+    nap = nap < recent ? nap : recent;
     return nap > s->nap_ns ? s->nap_ns : nap;
 }
 
@@ -250,7 +256,7 @@ static void *sweep(void *argument)
         if (!doorbells) {
             nap(s, word, wait);
         } else {
-            uint64_t longest = vdcm_sweep_longest_nap(s, spent);
+            uint64_t longest = vdcm_sweep_longest_nap(s, spent, now - idle_since);
             uint64_t cpu;
 
             atomic_store_explicit(&s->longest, longest, memory_order_relaxed);

@@ -51,10 +51,11 @@ vdcm_sweep *vdcm_sweep_new(uint64_t spin_ns, uint64_t nap_ns);
 vdcm_sweep *vdcm_sweep_new_stepped(uint64_t spin_ns, uint64_t nap_ns);
 /*
  * What its naps grow to: 1 ms, or as long as it takes for idling to need less than 1 % of a CPU,
- * but `nap_ns` at most. `spent_ns` is the CPU time from one nap to the next: the round of looks, and what
- * the kernel charges for the nap.
+ * but `nap_ns` at most. Until then 1/128 of `idle_ns`, the time since there was work, or as long as it
+ * takes to need less than 10 %. `spent_ns` is the CPU time from one nap to the next: the round of
+ * looks, and what the kernel charges for the nap.
  */
-uint64_t vdcm_sweep_longest_nap(const vdcm_sweep *s, uint64_t spent_ns);
+uint64_t vdcm_sweep_longest_nap(const vdcm_sweep *s, uint64_t spent_ns, uint64_t idle_ns);
 /*
  * What the thread does between two looks at its clock, at the time `now_ns`: looks at some doorbells,
  * runs one queue. Returns the units done; 0 if there was nothing that may run, *wait_ns being then

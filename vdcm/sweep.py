@@ -195,9 +195,10 @@ class Sweep:
         done = lib.vdcm_sweep_step(self._native, now_ns, wait)
         return int(done), None if wait[0] == NO_WORK else int(wait[0])
 
-    def longest_nap(self, spent_ns: int) -> int:
-        """What its naps grow to, in ns, if from one to the next it takes ``spent_ns`` of a CPU."""
-        return int(lib.vdcm_sweep_longest_nap(self._native, spent_ns))
+    def longest_nap(self, spent_ns: int, idle_ns: int = 1 << 60) -> int:
+        """What its naps grow to, in ns, if from one to the next it takes ``spent_ns`` of a CPU and
+        there was work ``idle_ns`` ago."""
+        return int(lib.vdcm_sweep_longest_nap(self._native, spent_ns, idle_ns))
 
     def counters(self) -> dict[str, Count]:
         """``counters.SWEEP``."""

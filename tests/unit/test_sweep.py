@@ -611,9 +611,25 @@ def test_naps_grow_with_what_a_look_costs_up_to_a_limit(spent: int, more: int, n
     sweep.close()
 
 
+@given(
+    spent=st.integers(0, 1 << 40), idle=st.integers(0, 1 << 50), nap_us=st.integers(50, 1_000_000)
+)
+def test_soon_after_work_naps_are_shorter(spent: int, idle: int, nap_us: int) -> None:
+    sweep = Sweep(nap_us=nap_us, stepped=True)
+    nap, limit = sweep.longest_nap(spent, idle), sweep.longest_nap(spent)
+    assert sweep.longest_nap(spent, 0) <= nap <= limit
+    assert nap == limit or nap == idle // 128 or spent <= nap / 10 <= spent + 5001
+    sweep.close()
+
+
 def test_the_longest_nap_is_as_one_says() -> None:
     usual = Sweep(stepped=True)
     assert (usual.longest_nap(0), usual.longest_nap(10**9)) == (MS, 20 * MS)
+    assert [usual.longest_nap(10_000, ms * MS) for ms in (1, 64, 10**4)] == [
+        MS * 0.15,
+        MS / 2,
+        MS * 1.875,
+    ]
     usual.close()
     sweep = Sweep(nap_us=70)  # whose thread has one doorbell to look at
     path = sweep.adi(lambda _: None)
