@@ -105,10 +105,13 @@ static int fill(void *argument)
     return 0;
 }
 
+/* A function that is no bus master has no place for frames, as one that is about to be reset. */
 static int spoilt(avf_port *p, vdcm_worker *worker, uint32_t code, uint32_t queue,
                   uint64_t address, int error)
 {
-    avf_offend(p, worker, code, false, queue, address, error);
+    if (error != -EPERM) {
+        avf_offend(p, worker, code, false, queue, address, error);
+    }
     return -ENOBUFS;
 }
 

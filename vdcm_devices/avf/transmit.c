@@ -80,7 +80,9 @@ static int each_run(avf_port *p, vdcm_worker *worker, uint32_t queue, uint32_t c
             error = r.count == 0 ? -EFAULT : s->guarded(worker, body, &r);
         }
         if (error != 0) {
-            avf_offend(p, worker, AVF_BAD_RING, true, queue, address, error);
+            if (error != -EPERM) {
+                avf_offend(p, worker, AVF_BAD_RING, true, queue, address, error);
+            }
             return error;
         }
         done += r.count;
@@ -140,6 +142,7 @@ uint64_t avf_transmit(avf_port *p, vdcm_worker *worker, uint32_t queue, uint64_t
     bool reports = false;
 
     if (each_run(p, worker, queue, count, read_run) != 0) {
+        q->stuck = q->tail; /* until the driver stores again, if it is only that it is no bus master */
         return 0;
     }
     while (next < count && units < budget && *frames != 0 && !p->broken) {
