@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import mmap
 import os
 import threading
@@ -168,6 +169,7 @@ def test_a_private_mapping_is_told_from_a_shared_one(memfd: int) -> None:
 
 
 def test_the_descriptor_is_not_kept(memfd: int) -> None:
+    gc.collect()  # what other tests have left
     before = len(list(Path("/proc/self/fd").iterdir()))
     memory = GuestMemory()
     memory.map(0, PAGE, memfd)
