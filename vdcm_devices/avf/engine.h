@@ -42,7 +42,7 @@ typedef struct {
     bool enabled;
     uint32_t head;
     uint32_t tail;  /* accepted */
-    uint32_t stuck; /* a tail at which a frame is not complete, or its ring not to be read; or UINT32_MAX */
+    uint32_t stuck; /* a tail at which a frame is not complete, or cannot be read; UINT32_MAX: none */
 } avf_tx;
 
 typedef struct {
